@@ -1,0 +1,10 @@
+"""Segmented paged attention: rows of a batch attend to ordered runs of KV blocks.
+
+Independent of any serving engine. Providers: ``torch`` (reference), ``cpu`` (Numba), ``triton``.
+"""
+
+from attention_kernels.api import segmented_attention
+from attention_kernels.plan import Row, Segment, SegmentPlan
+from attention_kernels.rotary import Rotary
+
+__all__ = ["Rotary", "Row", "Segment", "SegmentPlan", "segmented_attention"]

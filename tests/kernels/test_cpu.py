@@ -1,0 +1,103 @@
+"""What only the CPU provider promises: the same bits whatever runs beside a row."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from segment_cases import Case, Memory
+
+from attention_kernels import Row, SegmentPlan, cpu, cpu_threads, segmented_attention
+
+
+def batch() -> Case:
+    memory = Memory(300, 16)
+    shared = memory.segment(1400)
+    rows = [
+        Row(1, (shared, memory.segment(70))),
+        Row(40, (shared, memory.segment(50))),
+        Row(3, (memory.segment(700),)),
+        Row(1, (shared, memory.segment(9), memory.segment(2))),
+    ]
+    return memory.case(rows, heads=(9, 3), dim=64)
+
+
+def attend(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    plan = SegmentPlan.build(case.rows)
+    out, lse = segmented_attention(
+        case.query, case.key_cache, case.value_cache, plan, scale=case.scale, provider="cpu"
+    )
+    assert lse is not None
+    return out, lse
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_change_a_bit(threads: int) -> None:
+    case, before = batch(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = attend(case)
+        torch.set_num_threads(threads)
+        assert cpu_threads.num_workers() == threads
+        results = [attend(case) for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    for out, lse in results:
+        assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+
+
+def test_other_rows_do_not_change_a_bit() -> None:
+    case = batch()
+    out, lse = attend(case)
+    start = 0
+    for row in case.rows:
+        own = slice(start, start + row.query_len)
+        start += row.query_len
+        alone = attend(replace(case, rows=(row,), query=case.query[own]))
+        assert torch.equal(alone[0], out[own]) and torch.equal(alone[1], lse[own])
+
+
+def test_calls_from_several_python_threads_do_not_mix() -> None:
+    cases = [batch(), replace(batch(), query=-batch().query)]
+    expected = [attend(case)[0] for case in cases]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            if not torch.equal(attend(cases[number])[0], expected[number]):
+                wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_without_openmp_one_thread_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = batch()
+    expected = attend(case)
+    monkeypatch.setattr(cpu_threads, "_openmp_parallel", lambda: None)
+    assert cpu_threads.num_workers() == 1
+    assert torch.equal(attend(case)[0], expected[0])
+
+
+def test_no_second_pool_beside_torchs_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.ones(1000, 1000).exp_()
+        threads = set(os.listdir("/proc/self/task"))
+        assert cpu_threads.num_workers() == 2
+        attend(batch())
+        assert set(os.listdir("/proc/self/task")) <= threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_warm_up_compiles_the_kernel() -> None:
+    cpu.warm_up()

@@ -1,0 +1,195 @@
+"""Plans: what they hold, what they refuse, and that they never wait for the device."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from segment_cases import make_rotary
+
+from attention_kernels import Rotary, Row, Segment, SegmentPlan, base, segmented_attention
+
+
+def row(segment: Segment, query_len: int = 1) -> Row:
+    return Row(query_len, (segment,))
+
+
+@pytest.mark.parametrize(
+    ("bad", "value"),
+    [
+        (Row(-1, ()), "query_len -1"),
+        (Row(2, ()), "2 query tokens"),
+        (row(Segment((0,), -4)), "length -4"),
+        (row(Segment((0,), 17)), "17 exceeds the 16 slots"),
+        (row(Segment((0,), 16, first_slot=1)), "16 exceeds the 15 slots"),
+        (row(Segment((), 1)), "1 exceeds the 0 slots"),
+        (row(Segment((0,), 1, first_slot=16)), "first_slot 16"),
+        (row(Segment((0,), 1, first_slot=-1)), "first_slot -1"),
+        (row(Segment((0,), 2), 3), "length 2, less than query_len 3"),
+        (row(Segment((-1,), 1)), "block id -1"),
+        (row(Segment((2**31,), 1)), f"block id {2**31}"),
+        (row(Segment((0,), 5, shift=(1, 2))), "shift has 2 values for 1"),
+        (row(Segment((0,), 5, shift=2**31)), f"shift {2**31}"),
+        (row(Segment((0,), 5, visible=(1, 2)), 3), "visible has 2 values for 3"),
+        (row(Segment((0,), 5, visible=(-1,))), "visible -1"),
+    ],
+)
+def test_build_names_the_row_and_the_value(bad: Row, value: str) -> None:
+    good = row(Segment((0,), 5))
+    with pytest.raises(ValueError, match=f"row 1: .*{value}"):
+        SegmentPlan.build([good, bad])
+
+
+def test_build_refuses_a_block_size_of_zero() -> None:
+    with pytest.raises(ValueError, match="block_size"):
+        SegmentPlan.build([], block_size=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"query": torch.zeros(3, 4, 32)}, "2 tokens, query 3"),
+        ({"query": torch.zeros(2, 3, 32)}, "3 query heads over 2 KV heads"),
+        ({"query": torch.zeros(2, 4, 16)}, "head dim of query is 16"),
+        ({"query": torch.zeros(2, 4)}, "expected query"),
+        ({"query": torch.zeros(2, 4, 32).half()}, "dtypes"),
+        ({"value_cache": torch.zeros(4, 16, 2, 32).half()}, "dtypes"),
+        ({"value_cache": torch.zeros(4, 16, 1, 32)}, "differ"),
+        ({"key_cache": torch.zeros(2, 16, 2, 32), "value_cache": torch.zeros(2, 16, 2, 32)},
+         "row 0: block id 3"),
+        ({"key_cache": torch.zeros(4, 8, 2, 32), "value_cache": torch.zeros(4, 8, 2, 32)},
+         "block size"),
+        ({"out": torch.zeros(2, 4, 31)}, "out must be like query"),
+        ({"out": torch.zeros(2, 4, 32).half()}, "out must be like query"),
+        ({"rotary": None}, "row 1: shift 7"),
+        ({"rotary": make_rotary(64)}, "rotary_dim 64"),
+        ({"provider": "cuda"}, "provider"),
+        ({"query": torch.zeros(2, 4, 32, device="meta")}, "several devices"),
+    ],
+)  # fmt: skip
+def test_attention_refuses_what_does_not_fit(change: dict[str, object], value: str) -> None:
+    rows = [row(Segment((3,), 5)), row(Segment((1,), 5, shift=7))]
+    arguments: dict[str, object] = {
+        "query": torch.zeros(2, 4, 32),
+        "key_cache": torch.zeros(4, 16, 2, 32),
+        "value_cache": torch.zeros(4, 16, 2, 32),
+        "plan": SegmentPlan.build(rows),
+        "scale": 1.0,
+        "rotary": make_rotary(),
+    }
+    segmented_attention(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=value):
+        segmented_attention(**(arguments | change))  # type: ignore[arg-type]
+
+
+def test_attention_refuses_other_dtypes() -> None:
+    query, cache = torch.zeros(1, 1, 32).double(), torch.zeros(1, 16, 1, 32).double()
+    with pytest.raises(ValueError, match="float64"):
+        segmented_attention(
+            query, cache, cache, SegmentPlan.build([row(Segment((0,), 1))]), scale=1
+        )
+
+
+@pytest.mark.parametrize("rotary_dim", [0, -2, 3, 64])
+def test_rotary_refuses_a_wrong_dim(rotary_dim: int) -> None:
+    with pytest.raises(ValueError, match=r"rotary_dim|inv_freq"):
+        Rotary(torch.ones(16), rotary_dim, True)
+
+
+@pytest.mark.parametrize("field", ["seq_lens", "query_start_loc", "row_mask"])
+def test_block_table_refuses_wrong_shapes(field: str) -> None:
+    fields = {
+        "block_table": torch.zeros(2, 3, dtype=torch.int32),
+        "seq_lens": torch.ones(2, dtype=torch.int32),
+        "query_start_loc": torch.tensor([0, 1, 2], dtype=torch.int32),
+        "fill": torch.full((4,), 16, dtype=torch.int32),
+        "row_mask": torch.ones(2, dtype=torch.bool),
+    }
+    SegmentPlan.from_block_table(**fields, block_size=16)
+    fields[field] = fields[field][:1]
+    with pytest.raises(ValueError, match=field):
+        SegmentPlan.from_block_table(**fields, block_size=16)
+
+
+def test_block_table_plans_never_wait_for_the_device() -> None:
+    """The meta device has no data: reading any of it on the host raises."""
+    fields = {
+        "block_table": torch.zeros(2, 3, dtype=torch.int32, device="meta"),
+        "seq_lens": torch.ones(2, dtype=torch.int32, device="meta"),
+        "query_start_loc": torch.zeros(3, dtype=torch.int32, device="meta"),
+        "fill": torch.zeros(4, dtype=torch.int32, device="meta"),
+        "row_mask": torch.ones(2, dtype=torch.bool, device="meta"),
+    }
+    plan = SegmentPlan.from_block_table(**fields, block_size=16)
+    assert plan.device.type == "meta" and plan.count.shape == (2, 3)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        plan.num_entries.max().item()
+
+
+def test_plain_plans_carry_no_tables() -> None:
+    plan = SegmentPlan.build([row(Segment((0, 1), 20)), row(Segment((2,), 3, shift=0))])
+    assert plan.shifts is None and plan.visible is None
+    assert plan.num_tokens == 2 and plan.max_block == (1, 2)
+
+
+def test_entries_of_a_plan() -> None:
+    rows = [Row(3, (Segment((5, 6), 20, first_slot=7), Segment((), 0), Segment((1, 2, 9), 18)))]
+    plan = SegmentPlan.build(rows)
+    assert plan.num_entries.tolist() == [4]
+    assert plan.blocks.tolist() == [[5, 6, 1, 2]]
+    assert plan.first.tolist() == [[7, 0, 0, 0]]
+    assert plan.count.tolist() == [[9, 11, 16, 2]]
+    assert plan.bound[0, 2:].tolist() == [-15, 1]
+    assert (plan.bound[0, :2] < -(2**29)).all()
+
+
+def test_equal_segments_of_a_row_are_told_apart() -> None:
+    """Only the last one is causal, even if the very same object comes twice."""
+    same = Segment((0,), 4)
+    plan = SegmentPlan.build([Row(2, (same, same))])
+    assert plan.bound.tolist()[0][1] == -2 and plan.bound.tolist()[0][0] < -(2**29)
+
+
+def test_auto_falls_back_to_torch_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(base.PROVIDERS, "cpu", "attention_kernels.no_such_module")
+    base._load.cache_clear()
+    base._auto_provider.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            first = base.get_provider("auto", torch.device("cpu"))
+            second = base.get_provider("auto", torch.device("cpu"))
+        assert first is second is base.get_provider("torch", torch.device("cpu"))
+        assert len(caplog.records) == 1 and "'cpu' is unavailable" in caplog.text
+        with pytest.raises(ImportError):
+            base.get_provider("cpu", torch.device("cpu"))
+    finally:
+        base._load.cache_clear()
+        base._auto_provider.cache_clear()
+
+
+def test_auto_takes_the_cpu_kernel_for_cpu_tensors() -> None:
+    from attention_kernels import cpu
+
+    assert base.get_provider("auto", torch.device("cpu")) is cpu.attend
+
+
+def test_the_package_knows_nothing_of_vllm() -> None:
+    """And loads neither Numba nor Triton before a provider is asked for."""
+    code = (
+        "import sys, attention_kernels\n"
+        "assert not {'numba', 'triton'} & set(sys.modules), 'loaded early'\n"
+        "from attention_kernels import cpu, reference, triton_kernel\n"
+        "found = [m for m in sys.modules if m.split('.')[0].startswith('vllm')]\n"
+        "assert not found, found\n"
+    )
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr

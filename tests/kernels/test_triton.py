@@ -1,0 +1,28 @@
+"""Without a GPU, the Triton kernel runs in its interpreter, which a process of its own turns on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_attention.py runs it on the GPU")
+def test_triton_in_its_interpreter() -> None:
+    here = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_attention.py"],
+        cwd=here,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed and int(passed[1]) > 50 and "skipped" not in result.stdout, result.stdout[-500:]

@@ -1,0 +1,159 @@
+"""vLLM's CPU attention, with holes masked for rows that belong to a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from attention_kernels import SegmentPlan, segmented_attention
+from vllm.v1.attention.backend import CommonAttentionMetadata, MultipleOf
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadata,
+    CPUAttentionMetadataBuilder,
+)
+
+from .. import tables
+from .plan import rows_with_holes
+
+
+@dataclass
+class GroupCPUMetadata(CPUAttentionMetadata):
+    """vLLM's metadata, with a plan for the rows whose block table has holes."""
+
+    plan: SegmentPlan | None = None
+
+
+class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
+    """Plans a step once for all layers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.isa == "amx":
+            # AMX packs keys in tiles that only its own kernel can read.
+            self.isa = "vec"
+            self._set_isa_to_layers(self.layer_names)
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> CPUAttentionMetadata:
+        headers = tables.find(self.vllm_config.instance_id)
+        plan = None
+        if headers is not None and headers.has_branches:
+            plan, seq_lens = rows_with_holes(common_attn_metadata, headers)
+            # The stock kernel computes all rows; those of the plan cost it next to nothing this way.
+            common_attn_metadata = replace(common_attn_metadata, seq_lens=seq_lens)
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        values = {name: getattr(metadata, name) for name in CPUAttentionMetadata.__dataclass_fields__}
+        return GroupCPUMetadata(**values, plan=plan) if plan is not None else metadata
+
+
+class GroupCPUImpl(CPUAttentionBackendImpl):
+    """Stock attention, then the rows of the plan."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_unsupported(self)
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: CPUAttentionMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        result = super().forward(
+            layer,
+            query,
+            key,
+            value,
+            kv_cache,
+            attn_metadata,
+            output,
+            output_scale,
+            output_block_scale,
+        )
+        plan = getattr(attn_metadata, "plan", None)
+        if plan is not None:
+            assert attn_metadata is not None
+            num_tokens = attn_metadata.num_actual_tokens
+            keys, values = logical_cache(kv_cache, self.head_size)
+            segmented_attention(
+                query[:num_tokens],
+                keys,
+                values,
+                plan,
+                scale=self.scale,
+                out=output.view(-1, self.num_heads, self.head_size)[:num_tokens],
+                provider="cpu",
+                return_lse=False,
+            )
+        return result
+
+
+class GroupCPUBackend(CPUAttentionBackend):
+    """Registered in place of ``CPU_ATTN``."""
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        return [MultipleOf(16)]
+
+    @staticmethod
+    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
+        return GroupCPUImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
+        return GroupCPUMetadataBuilder
+
+
+def logical_cache(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values as [num_blocks, block_size, Hkv, D] views of vLLM's CPU cache.
+
+    Args:
+        kv_cache: [num_blocks, Hkv, block_size, 2 * D]. For every block and head it holds the keys
+            transposed, [D, block_size], then the values, [block_size, D].
+        head_size: D.
+
+    """
+    num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
+    per_block, per_head = kv_cache.stride(0), kv_cache.stride(1)
+    shape = (num_blocks, block_size, num_kv_heads, head_size)
+    start = kv_cache.storage_offset()
+    keys = kv_cache.as_strided(shape, (per_block, 1, per_head, block_size), start)
+    values = kv_cache.as_strided(
+        shape, (per_block, head_size, per_head, 1), start + block_size * head_size
+    )
+    return keys, values
+
+
+def refuse_unsupported(impl: Any) -> None:
+    """Refuse layers whose attention the masked rows could not reproduce.
+
+    Raises:
+        NotImplementedError: Names the feature of the model.
+
+    """
+    window = impl.sliding_window
+    features = {
+        "ALiBi": impl.alibi_slopes is not None,
+        "logits soft-capping": bool(impl.logits_soft_cap),
+        "attention sinks": impl.sinks is not None,
+        "a sliding window": window not in (None, -1, (-1, -1)),
+    }
+    for feature, present in features.items():
+        if present:
+            raise NotImplementedError(
+                f"parallel_think cannot serve a model whose attention uses {feature}; "
+                "remove parallel_think from --additional-config to serve it without branches"
+            )

@@ -1,0 +1,136 @@
+"""Turning the plugin on inside vLLM's configuration, and refusing what it cannot serve."""
+
+from __future__ import annotations
+
+import os
+
+import vllm
+from packaging.version import Version
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.platforms import CpuArchEnum, current_platform
+
+from . import admission
+from .core.errors import OptionError
+from .core.options import FLAG, ServerOptions
+from .settings import Settings, raw_options
+
+logger = init_logger(__name__)
+
+SUPPORTED = (Version("0.32"), Version("0.34"))
+"""vLLM versions from the first up to, not including, the second."""
+
+DEFAULT_BLOCK_SIZES = {"cpu": 32, "cuda": 16}
+
+_SCHEDULERS = {
+    False: "vllm_parallel_think.scheduler.GroupScheduler",
+    True: "vllm_parallel_think.scheduler.AsyncGroupScheduler",
+}
+_WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "vllm_parallel_think.worker_cpu.GroupCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "vllm_parallel_think.worker_cuda.GroupCUDAWorker",
+}
+WAY_OUT = f"or remove parallel_think from {FLAG.split()[0]}"
+
+
+def configure(vllm_config: VllmConfig) -> None:
+    """Set scheduler, worker and block size, if the operator turned the plugin on.
+
+    vLLM runs this again in the engine process and after every copy of its configuration, so it accepts
+    its own values.
+
+    Raises:
+        OptionError: The settings are wrong, or name something the plugin cannot serve.
+
+    """
+    raw = raw_options(vllm_config)
+    if raw is None or vllm_config.model_config is None:
+        return
+    check_version(vllm.__version__)
+    options = ServerOptions.parse(raw)
+    settings = Settings.load(options)
+    refuse_unsupported(vllm_config)
+    _set_block_size(vllm_config, options)
+    _set_classes(vllm_config)
+    admission.install(settings)
+
+
+def check_version(version: str) -> None:
+    """Refuse a vLLM whose seams this plugin does not know.
+
+    Raises:
+        OptionError: Names the version found and those supported.
+
+    """
+    low, high = SUPPORTED
+    if not low <= Version(version) < high:
+        raise OptionError(
+            f"vllm-parallel-think supports vLLM >={low},<{high}, found {version}: install a supported "
+            f"vLLM, {WAY_OUT}"
+        )
+
+
+def refuse_unsupported(config: VllmConfig) -> None:
+    """Refuse what a group cannot be served with.
+
+    Raises:
+        OptionError: Names the flag or the feature of the model, and the way out.
+
+    """
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    reasons = {
+        "a pooling model": model.runner_type != "generate",
+        "an MLA model": model.use_mla,
+        "an encoder-decoder model": model.is_encoder_decoder,
+        "a hybrid or Mamba model": model.is_hybrid or model.is_attention_free,
+        "a model with sliding-window or chunked attention": bool(model.get_sliding_window())
+        or model.attention_chunk_size is not None,
+        "a model with M-RoPE positions": model.uses_mrope,
+        "--kv-transfer-config": config.kv_transfer_config is not None,
+        "--ec-transfer-config": config.ec_transfer_config is not None,
+        "--speculative-config": config.speculative_config is not None,
+        "--decode-context-parallel-size above 1": parallel.decode_context_parallel_size > 1,
+        "--prefill-context-parallel-size above 1": parallel.prefill_context_parallel_size > 1,
+        "--enable-dbo": parallel.enable_dbo,
+        "--no-enable-prefix-caching (a fork starts from cached blocks)": (
+            not cache.enable_prefix_caching
+        ),
+        "--skip-tokenizer-init": model.skip_tokenizer_init,
+        "VLLM_USE_RUST_FRONTEND=1": os.environ.get("VLLM_USE_RUST_FRONTEND") == "1",
+    }
+    if current_platform.is_cpu():
+        reasons["--kv-cache-dtype on a CPU"] = cache.cache_dtype != "auto"
+        reasons["a CPU that is not x86-64"] = (
+            current_platform.get_cpu_architecture() != CpuArchEnum.X86
+        )
+    for reason, present in reasons.items():
+        if present:
+            raise OptionError(f"parallel_think cannot serve {reason}: drop it, {WAY_OUT}")
+
+
+def _set_block_size(config: VllmConfig, options: ServerOptions) -> None:
+    cache = config.cache_config
+    if cache.user_specified_block_size:
+        if cache.block_size % 16:
+            raise OptionError(f"--block-size {cache.block_size}: must be a multiple of 16, {WAY_OUT}")
+        return
+    size = options.block_size or DEFAULT_BLOCK_SIZES[current_platform.device_type]
+    if size % 16:
+        raise OptionError(f"{FLAG}: block_size {size} must be a multiple of 16")
+    cache.block_size = size
+    # Without this vLLM puts its platform's own default back.
+    cache.user_specified_block_size = True
+
+
+def _set_classes(config: VllmConfig) -> None:
+    scheduler, parallel = config.scheduler_config, config.parallel_config
+    ours = _SCHEDULERS[bool(scheduler.async_scheduling)]
+    if scheduler.scheduler_cls not in (None, *_SCHEDULERS.values()):
+        raise OptionError(f"--scheduler-cls {scheduler.scheduler_cls}: drop it, {WAY_OUT}")
+    scheduler.scheduler_cls = ours
+    worker = parallel.worker_cls
+    if worker not in (*_WORKERS, *_WORKERS.values()):
+        raise OptionError(
+            f"--worker-cls {worker}: parallel_think runs on the CPU and CUDA workers: drop it, {WAY_OUT}"
+        )
+    parallel.worker_cls = _WORKERS.get(worker, worker)

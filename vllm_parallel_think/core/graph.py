@@ -1,0 +1,163 @@
+"""The shape of a request that has branched: nodes, lanes and forks.
+
+A *node* is a run of tokens that one vLLM request computes; it attends to the nodes of its ``prefix`` as
+a whole and to itself causally. A *lane* is a sequence of nodes that follow each other: the trunk, or one
+path with everything that happened inside it. A *fork* opens lanes behind a node.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from .scan import Scanner
+
+
+class Kind(enum.Enum):
+    """What a node is for."""
+
+    TRUNK = "trunk"
+    PATH = "path"
+    CLOSE = "close"
+    """Tokens that a branch still lacks in the KV cache, and what is forced behind them."""
+    CONCLUSION = "conclusion"
+
+
+class State(enum.Enum):
+    """Where a node stands."""
+
+    WAITING = "waiting"
+    """Needs a vLLM request as soon as its prefix is in the KV cache."""
+    LIVE = "live"
+    CLOSING = "closing"
+    """Wrote its end tag, which needs one more step to be in the KV cache."""
+    DONE = "done"
+    DROPPED = "dropped"
+    """Will never be seen: its tokens lie behind the end of the answer."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A run of tokens that one vLLM request computes.
+
+    Attributes:
+        index: Number of the node in its group.
+        prefix: Nodes this one sees as a whole, in order.
+        start: RoPE position of the first own token.
+        tokens: Own tokens: given ones first, then sampled ones.
+        num_given: How many of ``tokens`` were given.
+        num_hidden: How many given tokens the client never sees (the prompt, or copies).
+        num_pending: How many given tokens behind those were sampled by the node in front.
+        num_after: How many tokens at the end stand behind the tag that ended the branch.
+        critical_before: Sampled tokens on the longest chain in front of this node.
+        limit: Most tokens this node may sample; ``None`` leaves that to vLLM.
+        sealed: Whether all own tokens are in the KV cache and held by the group.
+        computing: Whether a request is computing the lost K/V of a finished node again.
+        parked: Whether the node's request waits outside the queues for its prefix.
+        retired: Whether nobody will attend to this node any more.
+        outbox: Sampled tokens that wait for their turn in the visible text.
+
+    """
+
+    index: int
+    kind: Kind
+    lane: Lane
+    prefix: tuple[Node, ...]
+    start: int
+    tokens: list[int]
+    num_given: int
+    num_hidden: int
+    critical_before: int
+    limit: int | None
+    scanner: Scanner | None
+    num_pending: int = 0
+    num_after: int = 0
+    state: State = State.WAITING
+    sealed: bool = False
+    computing: bool = False
+    parked: bool = False
+    retired: bool = False
+    outbox: deque[Any] = field(default_factory=deque)
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of sampled tokens."""
+        return len(self.tokens) - self.num_given + self.num_pending
+
+    @property
+    def num_visible(self) -> int:
+        """Number of tokens the client sees of this node."""
+        return len(self.tokens) - self.num_hidden
+
+    @property
+    def end(self) -> int:
+        """RoPE position behind the last own token."""
+        return self.start + len(self.tokens)
+
+    @property
+    def tag_end(self) -> int:
+        """RoPE position behind the tag that ended the branch, where what follows it starts."""
+        return self.end - self.num_after
+
+    @property
+    def address(self) -> str:
+        """Place in the tree, the same whatever the order of events: lanes and nodes by number."""
+        return f"{self.lane.address}.{self.lane.nodes.index(self)}"
+
+    @property
+    def forced_visible(self) -> list[int]:
+        """Given tokens that the client sees and that nobody sampled."""
+        return self.tokens[self.num_hidden + self.num_pending : self.num_given]
+
+    @property
+    def depth(self) -> int:
+        """Nesting of the lane this node is in; the trunk has 0."""
+        return self.lane.depth
+
+
+@dataclass(eq=False)
+class Lane:
+    """Nodes that follow each other: the trunk, or one path and what happened inside it.
+
+    Attributes:
+        depth: 0 for the trunk, 1 for its paths, and so on.
+        room: KV blocks the lane may fill in the index space of the join.
+        origin: Node behind which the lane was opened; ``None`` for the trunk.
+        nodes: Own nodes, without those of inner lanes.
+        all_nodes: Own nodes and those of inner lanes, in visible order.
+        complete: Whether nothing more will be written in this lane.
+        budget_end: Critical length at which the path's budget is used up.
+
+    """
+
+    depth: int
+    room: int
+    origin: Node | None
+    nodes: list[Node] = field(default_factory=list)
+    all_nodes: list[Node] = field(default_factory=list)
+    complete: bool = False
+    budget_end: int | None = None
+    fork: Fork | None = None
+    """The fork that opened this lane; ``None`` for the trunk."""
+
+    @property
+    def end(self) -> int:
+        """RoPE position behind the tag that ended the lane."""
+        return self.nodes[-1].tag_end
+
+    @property
+    def address(self) -> str:
+        """Place in the tree: the number of this lane in every fork on the way to it."""
+        if self.fork is None:
+            return "0"
+        return f"{self.fork.parent.address}/{self.fork.lanes.index(self)}"
+
+
+@dataclass(eq=False)
+class Fork:
+    """Lanes opened behind one node."""
+
+    parent: Node
+    lanes: list[Lane] = field(default_factory=list)

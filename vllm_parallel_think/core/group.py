@@ -1,0 +1,581 @@
+"""The life of one request that may branch: a pure state machine.
+
+The scheduler adapter tells a group what was sampled and what ended; the group answers with nodes that
+need a vLLM request (:meth:`Group.ready`) and with tokens whose turn in the visible text has come
+(:meth:`Group.release`). A group knows nothing of vLLM, and nothing of physical blocks beyond their size.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .graph import Fork, Kind, Lane, Node, State
+from .options import RequestOptions
+from .profile import Forced
+from .scan import ForkSeen, Grammar, PathEnd, PathName
+
+MIN_PATH_TOKENS = 16
+"""A fork must leave every path room for this many sampled tokens."""
+
+MIN_CONCLUSION_TOKENS = 32
+"""A fork must leave the conclusion room for this many sampled tokens."""
+
+
+_NOTHING: Any = object()
+
+
+class Verdict(enum.Enum):
+    """What a branch does after a sampled token."""
+
+    CONTINUE = "continue"
+    CLOSE = "close"
+    """Run one more step, so that the last token gets its K/V, then end."""
+    END = "end"
+    """End now; the last token has no K/V yet."""
+
+
+class Cause(enum.Enum):
+    """Why a branch's vLLM request ended."""
+
+    CLOSED = "closed"
+    """The step after :attr:`Verdict.CLOSE` was run."""
+    VERDICT = "verdict"
+    """The group asked for it with :attr:`Verdict.END`."""
+    EOS = "eos"
+    STOP_TOKEN = "stop_token"
+    LENGTH = "length"
+    """The engine's own limit."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server and the engine allow one group.
+
+    Attributes:
+        block_size: Tokens a KV block.
+        index_blocks: Blocks that one vLLM request may span.
+        max_tokens: Most visible tokens of the answer.
+        max_forks: Most forks.
+        has_room: Whether the pool can take this many more held blocks.
+
+    """
+
+    block_size: int
+    index_blocks: int
+    max_tokens: int
+    max_forks: int
+    has_room: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How the answer ended, in vLLM's words."""
+
+    reason: Literal["stop", "length"]
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Sampled tokens as the engine produced them.
+
+    Attributes:
+        num_tokens: How many tokens the payload stands for.
+        payload: The adapter's own object.
+
+    """
+
+    num_tokens: int
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Emission:
+    """Tokens whose turn has come.
+
+    Attributes:
+        payload: The adapter's object, or ``None`` for forced tokens.
+        keep: How many of the payload's tokens the client sees.
+        forced: Forced tokens, if ``payload`` is ``None``.
+        finish: Set on the last emission of the answer.
+
+    """
+
+    payload: Any
+    keep: int
+    forced: tuple[int, ...] = ()
+    finish: Finish | None = None
+
+
+class Group:
+    """One client request and everything it branched into."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        grammar: Grammar,
+        options: RequestOptions,
+        limits: Limits,
+    ) -> None:
+        self._grammar = grammar
+        self._options = options
+        self._limits = limits
+        self._profile = grammar.profile
+        self._join_mode = options.join or self._profile.join.mode
+        self.finish: Finish | None = None
+        self.finished = False
+        self.fallbacks: Counter[str] = Counter()
+        self._order: list[Node] = []
+        self._cursor = 0
+        self._entered = False
+        self._num_emitted = 0
+        self._num_nodes = 0
+        self._num_forks = 0
+        self._num_paths = 0
+        self._widest = 1
+        self._deepest = 0
+        self._num_cut = 0
+        self._num_reused = 0
+        self._ending: dict[Node, tuple[PathName, ...] | None] = {}
+        """What the tag that ends a node asks for: paths to open, or (``None``) the end of its lane."""
+        self._lane_stops: dict[Lane, Finish] = {}
+        self._dropped: list[Node] = []
+        self._prompt_len = len(prompt)
+        self.opening = grammar.forced(self._profile.opening)
+        self._first_only = grammar.forced(self._profile.join.first_only)
+        trunk = Lane(depth=0, room=limits.index_blocks, origin=None)
+        self.trunk = self._add_node(
+            Kind.TRUNK,
+            trunk,
+            prefix=(),
+            start=0,
+            given=[*prompt, *self.opening],
+            num_hidden=len(prompt),
+            critical_before=0,
+            after=None,
+        )
+
+    # -- what the adapter reports ------------------------------------------------------------
+
+    def feed(self, node: Node, token: int) -> Verdict:
+        """Take a token that was sampled for a branch and appended to its request."""
+        node.tokens.append(token)
+        event = node.scanner.feed(token) if node.scanner is not None else None
+        after = None
+        if isinstance(event, PathEnd):
+            after = self._profile.path.after
+            self._ending[node] = None
+        elif isinstance(event, ForkSeen) and self._may_fork(node, event):
+            after = self._profile.fork.after
+            self._ending[node] = event.names
+        if after is not None:
+            if after:
+                return Verdict.END
+            node.state = State.CLOSING
+            return Verdict.CLOSE
+        if node.limit is not None and node.num_sampled >= node.limit:
+            return Verdict.END
+        return Verdict.CONTINUE
+
+    def end(self, node: Node, cause: Cause, stop_reason: int | None = None) -> None:
+        """Take note that a branch's request ended, and decide what follows it.
+
+        Args:
+            node: The branch; its end-of-sequence token, if any, was not fed.
+            cause: Why it ended. Unless that is ``CLOSED`` or ``EOS``, the last token has no K/V yet.
+            stop_reason: The token of ``stop_token_ids`` that ended it.
+
+        """
+        node.state = State.DONE
+        if cause is Cause.EOS and node.scanner is not None:
+            seen = node.scanner.at_end()
+            if seen is not None and self._may_fork(node, seen):
+                self._ending[node] = seen.names
+        ending = self._ending.pop(node, _NOTHING)
+        by_tag = ending is not _NOTHING and cause in (Cause.CLOSED, Cause.EOS, Cause.VERDICT)
+        if node.kind is Kind.CLOSE:
+            self._follow_tag(node, None if ending is _NOTHING else ending)
+        elif by_tag:
+            self._follow(node, ending, pending=cause is Cause.VERDICT)
+        elif cause is Cause.STOP_TOKEN and node.depth:
+            self._lane_stops[node.lane] = Finish("stop", stop_reason)
+            self._drop_behind(node)
+        elif node.depth == 0:
+            capped = cause in (Cause.VERDICT, Cause.LENGTH)
+            self.finish = Finish("length" if capped else "stop", stop_reason)
+        else:
+            self._num_cut += cause is not Cause.EOS
+            close = self._grammar.forced(self._profile.path.close)
+            self._compute_behind(node, cause is not Cause.EOS, close, self._profile.path.after, None)
+
+    def sealed(self, node: Node, *, kept: bool) -> None:
+        """Take note that a node's blocks are held by the group, or were lost with its request."""
+        node.sealed = kept
+        node.computing = False
+
+    def take_dropped(self) -> list[Node]:
+        """Return branches that nobody will see, each once; their requests are of no more use.
+
+        A branch is out of sight when the tokens known in front of it, and its own, already fill the
+        client's budget: fronts only grow, so dropping it changes no visible token.
+        """
+        limit = self._limits.max_tokens
+        if self.branched and sum(n.num_visible for n in self._order) >= limit:
+            before = 0
+            for node in self._order:
+                before += node.num_visible
+                if before >= limit and node.state is not State.DONE:
+                    self._drop(node)
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    # -- what the adapter asks ---------------------------------------------------------------
+
+    @property
+    def branched(self) -> bool:
+        """Whether the request is no longer the one request that the client sent."""
+        return len(self._order) > 1
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All nodes in visible order."""
+        return self._order
+
+    def ready(self) -> list[Node]:
+        """Return nodes that need a request now: new branches, and lost K/V to compute again."""
+        return [
+            node
+            for node in self._order
+            if self._needs_request(node) and all(seen.sealed for seen in node.prefix)
+        ]
+
+    def started(self, node: Node) -> None:
+        """Take note that a node returned by :meth:`ready` has its request."""
+        if node.state is State.WAITING:
+            node.state = State.LIVE
+            self._num_reused += sum(len(seen.tokens) for seen in node.prefix)
+        node.computing = node.state is State.DONE
+        node.parked = False
+
+    def padded_prefix(self, node: Node) -> list[int]:
+        """Return the token ids in front of a branch, padded node by node to whole blocks.
+
+        The padding repeats a token that occurs anyway, so that penalties see no new one.
+        """
+        block_size = self._limits.block_size
+        tokens: list[int] = []
+        for seen in node.prefix:
+            tokens.extend(seen.tokens)
+            tokens.extend([seen.tokens[-1]] * (-len(seen.tokens) % block_size))
+        return tokens
+
+    def blocks_of(self, node: Node) -> int:
+        """Return how many KV blocks a node's own tokens fill."""
+        return -(-len(node.tokens) // self._limits.block_size)
+
+    @property
+    def blocks_needed(self) -> int:
+        """Blocks that computing the whole group again takes, with one to grow for each branch."""
+        return sum(
+            self.blocks_of(n) + (n.state in (State.WAITING, State.LIVE, State.CLOSING))
+            for n in self._order
+            if not n.retired and n.state is not State.DROPPED
+        )
+
+    def release(self) -> Iterator[Emission]:
+        """Yield what the client may see now, in the order of the text; the last one says how it ended."""
+        while not self.finished:
+            node = self._order[self._cursor]
+            forced = () if self._entered else tuple(node.forced_visible)
+            self._entered = True
+            if forced:
+                yield self._emit(node, None, len(forced), forced)
+            elif node.outbox:
+                chunk: Chunk = node.outbox.popleft()
+                yield self._emit(node, chunk.payload, chunk.num_tokens)
+            elif finish := self._finish_behind(node):
+                self.finished = True
+                yield Emission(None, 0, (), finish)
+            elif node.state is State.DONE and self._cursor + 1 < len(self._order):
+                self._cursor += 1
+                self._entered = False
+            else:
+                return
+
+    def summary(self) -> dict[str, Any]:
+        """Return the request's figures, as plain values for the client."""
+        sampled = sum(n.num_sampled for n in self._order)
+        forced = sum(len(n.forced_visible) for n in self._order)
+        critical = max((n.critical_before + n.num_sampled for n in self._order), default=0)
+        return {
+            "profile": self._profile.name,
+            "join": self._join_mode,
+            "forks": self._num_forks,
+            "paths": self._num_paths,
+            "widest_fork": self._widest,
+            "depth": self._deepest,
+            "generated_tokens": sampled,
+            "forced_tokens": forced,
+            "critical_path_tokens": critical,
+            "parallelism_ratio": round(sampled / critical, 4) if critical else 1.0,
+            "reused_kv_tokens": self._num_reused,
+            "cut_paths": self._num_cut,
+            "fallbacks": dict(self.fallbacks),
+        }
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def _may_fork(self, node: Node, seen: ForkSeen) -> bool:
+        """Decide on a fork; a refusal lets the model go on sequentially, and is counted."""
+        reason = self._fork_refusal(node, seen)
+        if reason is not None:
+            self.fallbacks[reason] += 1
+        return reason is None
+
+    def _fork_refusal(self, node: Node, seen: ForkSeen) -> str | None:
+        options, rule = self._options, self._profile.fork
+        count = len(seen.names)
+        if rule.num_paths is not None:
+            count = min(count, options.max_paths)
+        if not seen.opened:
+            return "not_opened"
+        if count < 2:
+            return "fewer_than_two_paths"
+        if count > options.max_paths:
+            return "max_paths"
+        if node.depth >= min(options.max_depth, self._profile.max_depth):
+            return "max_depth"
+        if self._num_forks >= (1 if rule.once else self._limits.max_forks):
+            return "max_forks"
+        left = self._limits.max_tokens - (node.end - self._prompt_len)
+        if left < max(rule.min_tokens_left, count):
+            return "max_tokens"
+        if self._path_room(node, count) < self._min_path_blocks():
+            return "max_model_len"
+        if not self._limits.has_room(count * self._min_path_blocks()):
+            return "held_kv_fraction"
+        return None
+
+    def _path_room(self, node: Node, count: int) -> int:
+        """Blocks each of ``count`` paths may fill, so that the conclusion's index space fits.
+
+        A conclusion spans its prefix and all paths, block by block, which is far more than its
+        positions; sharing the room out at the fork makes a path's length independent of its siblings.
+        """
+        block_size = self._limits.block_size
+        used = self._used(node.lane)
+        start = len(self._grammar.forced(self._profile.join.start))
+        conclusion = -(-(start + MIN_CONCLUSION_TOKENS) // block_size)
+        conclusion += 1 if self._profile.fork.after and node.kind is not Kind.CLOSE else 0
+        inside = self._close_blocks() if node.depth else 0
+        return (node.lane.room - used - conclusion - inside) // count
+
+    def _used(self, lane: Lane) -> int:
+        return sum(self.blocks_of(node) for node in lane.all_nodes if not node.retired)
+
+    def _min_path_blocks(self) -> int:
+        start = len(self._grammar.forced(self._profile.path.start)) + MIN_PATH_TOKENS
+        return -(-start // self._limits.block_size) + self._close_blocks()
+
+    def _close_blocks(self) -> int:
+        rule = self._profile.path
+        length = 1 + sum(len(self._grammar.forced(part)) for part in (rule.close, rule.after))
+        return -(-length // self._limits.block_size)
+
+    def _follow(self, node: Node, ending: tuple[PathName, ...] | None, *, pending: bool) -> None:
+        """Go on behind a tag, once what is forced behind it is computed."""
+        rule = self._profile.path if ending is None else self._profile.fork
+        self._compute_behind(node, pending, (), rule.after, ending)
+
+    def _compute_behind(
+        self,
+        node: Node,
+        pending: bool,
+        close: tuple[int, ...],
+        after: Forced,
+        ending: tuple[PathName, ...] | None,
+    ) -> None:
+        """Compute tokens behind an ended node (its last one, a forced tag, a separator), then go on."""
+        tail = self._grammar.forced(after)
+        given = [*([node.tokens.pop()] if pending else []), *close, *tail]
+        if not given:
+            self._follow_tag(node, ending)
+            return
+        closing = self._add_node(
+            Kind.CLOSE,
+            node.lane,
+            prefix=(*node.prefix, node),
+            start=node.end,
+            given=given,
+            num_hidden=0,
+            critical_before=node.critical_before + node.num_sampled,
+            after=node,
+        )
+        closing.num_pending = int(pending)
+        closing.num_after = len(tail)
+        if ending is not None:
+            self._ending[closing] = ending
+
+    def _follow_tag(self, node: Node, ending: tuple[PathName, ...] | None) -> None:
+        if ending is None:
+            self._complete(node.lane)
+        else:
+            self._fork(node, ending)
+
+    def _fork(self, node: Node, names: tuple[PathName, ...]) -> None:
+        names = names[: self._options.max_paths]
+        room = self._path_room(node, len(names))
+        fork = Fork(node)
+        self._num_forks += 1
+        self._num_paths += len(names)
+        self._widest = max(self._widest, len(names))
+        self._deepest = max(self._deepest, node.depth + 1)
+        after = node
+        critical = node.critical_before + node.num_sampled
+        budget = self._options.path_tokens or self._profile.path.max_tokens
+        own = critical + budget if budget is not None else None
+        for name in names:
+            lane = Lane(depth=node.depth + 1, room=room, origin=node, fork=fork)
+            ends = [b for b in (node.lane.budget_end, own) if b is not None]
+            lane.budget_end = min(ends, default=None)
+            fork.lanes.append(lane)
+            after = self._add_node(
+                Kind.PATH,
+                lane,
+                prefix=(*node.prefix, node),
+                start=node.tag_end,
+                given=list(self._grammar.forced(self._profile.path.start, name)),
+                num_hidden=len(self._first_only) if len(fork.lanes) > 1 else 0,
+                critical_before=critical,
+                after=after,
+            )
+
+    def _complete(self, lane: Lane) -> None:
+        lane.complete = True
+        fork = lane.fork
+        assert fork is not None, "the trunk never completes as a path"
+        if all(sibling.complete for sibling in fork.lanes):
+            self._join(fork)
+
+    def _join(self, fork: Fork) -> None:
+        parent = fork.parent
+        inner = [node for lane in fork.lanes for node in lane.all_nodes]
+        critical = max(n.critical_before + n.num_sampled for n in inner)
+        given = list(self._grammar.forced(self._profile.join.start))
+        if self._join_mode == "kv":
+            prefix = (*parent.prefix, parent, *inner)
+            start, copies = max(lane.end for lane in fork.lanes), []
+        else:
+            prefix = (*parent.prefix, parent)
+            start, copies = parent.end, [t for n in inner for t in n.tokens[n.num_hidden :]]
+            for node in inner:
+                node.retired = True
+        parent.lane.all_nodes.extend(inner)
+        self._add_node(
+            Kind.CONCLUSION,
+            parent.lane,
+            prefix=prefix,
+            start=start,
+            given=[*copies, *given],
+            num_hidden=len(copies),
+            critical_before=critical,
+            after=inner[-1],
+        )
+
+    def _add_node(
+        self,
+        kind: Kind,
+        lane: Lane,
+        *,
+        prefix: tuple[Node, ...],
+        start: int,
+        given: list[int],
+        num_hidden: int,
+        critical_before: int,
+        after: Node | None,
+    ) -> Node:
+        scanner = None
+        if kind is not Kind.CLOSE:
+            seed = ""
+            if kind is Kind.TRUNK and self._profile.opening:
+                last = self._profile.opening[-1]
+                seed = last.rpartition("\n")[2] if isinstance(last, str) else ""
+            scanner = self._grammar.scanner(
+                in_path=lane.depth > 0, max_names=self._options.max_paths, seed=seed
+            )
+        node = Node(
+            index=self._num_nodes,
+            kind=kind,
+            lane=lane,
+            prefix=prefix,
+            start=start,
+            tokens=given,
+            num_given=len(given),
+            num_hidden=num_hidden,
+            critical_before=critical_before,
+            limit=None,
+            scanner=scanner,
+        )
+        self._num_nodes += 1
+        node.limit = self._limit(node)
+        lane.nodes.append(node)
+        lane.all_nodes.append(node)
+        self._order.insert(0 if after is None else self._order.index(after) + 1, node)
+        return node
+
+    def _limit(self, node: Node) -> int | None:
+        """Most tokens a node may sample: by index space, budgets, and what the client can see."""
+        lane, limits = node.lane, []
+        if node.kind is not Kind.TRUNK:
+            room = lane.room - self._used(lane) - (self._close_blocks() if lane.depth else 0)
+            limits.append(room * self._limits.block_size - len(node.tokens) - 1)
+        if lane.budget_end is not None:
+            limits.append(lane.budget_end - node.critical_before)
+        if self._options.critical_tokens is not None:
+            limits.append(self._options.critical_tokens - node.critical_before)
+        if node.kind is Kind.CONCLUSION and lane.depth == 0:
+            before = sum(n.num_visible for n in self._order) + node.num_visible
+            limits.append(self._limits.max_tokens - before)
+        return max(1, min(limits)) if limits else None
+
+    def _drop_behind(self, node: Node) -> None:
+        """A stop token ended the answer here: nothing behind it will be seen."""
+        for later in self._order[self._order.index(node) + 1 :]:
+            if later.state is not State.DONE:
+                self._drop(later)
+
+    def _drop(self, node: Node) -> None:
+        if node.state is not State.DROPPED:
+            node.state = State.DROPPED
+            self._dropped.append(node)
+
+    def _needs_request(self, node: Node) -> bool:
+        if node.retired or node.state is State.DROPPED:
+            return False
+        if node.state is State.DONE:
+            return not (node.sealed or node.computing)
+        return node.parked or node.state is State.WAITING
+
+    def _emit(
+        self, node: Node, payload: Any, num_tokens: int, forced: tuple[int, ...] = ()
+    ) -> Emission:
+        left = self._limits.max_tokens - self._num_emitted
+        keep = min(num_tokens, left)
+        self._num_emitted += keep
+        finish = None if node.outbox else self._finish_behind(node)
+        if finish is None and keep == left and self.branched:
+            finish = Finish("length")
+        self.finished = finish is not None
+        return Emission(payload, keep, forced[:keep], finish)
+
+    def _finish_behind(self, node: Node) -> Finish | None:
+        """Return how the answer ends right behind a node, if it does."""
+        if node.state is not State.DONE:
+            return None
+        if node is node.lane.nodes[-1] and node.lane in self._lane_stops:
+            return self._lane_stops[node.lane]
+        return self.finish if node is self._order[-1] else None

@@ -1,0 +1,171 @@
+"""Server options (``--additional-config``) and request options (``vllm_xargs``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from .errors import OptionError
+
+CONFIG_KEY = "parallel_think"
+FLAG = "--additional-config '{\"parallel_think\": {...}}'"
+
+MAX_PATHS_LIMIT = 64
+MAX_DEPTH_LIMIT = 8
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """The server's settings, all of them keys of ``parallel_think`` in ``--additional-config``.
+
+    Attributes:
+        profile: Built-in profile, or path of a ``.toml`` file, for requests that name none;
+            ``off`` leaves requests alone unless they name one.
+        profiles: Further profile files that requests may name.
+        max_paths: Most paths one fork may have (2-64).
+        max_depth: Deepest nesting of forks (1-8).
+        max_forks: Most forks in one request.
+        max_total_tokens: Most visible tokens of one request, whatever its ``max_tokens``;
+            ``None`` leaves that to ``max_tokens``.
+        held_kv_fraction: Share of the KV pool that groups may hold; beyond it a request that wants to
+            fork goes on sequentially (0-1].
+        block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots
+            where branches start. ``None`` picks one that fits the attention backend.
+
+    """
+
+    profile: str = "multiverse"
+    profiles: tuple[str, ...] = ()
+    max_paths: int = 8
+    max_depth: int = 2
+    max_forks: int = 64
+    max_total_tokens: int | None = None
+    held_kv_fraction: float = 0.9
+    block_size: int | None = None
+
+    @classmethod
+    def parse(cls, raw: object) -> ServerOptions:
+        """Check the server's settings.
+
+        Raises:
+            OptionError: Names the key, the value and what is allowed.
+
+        """
+        if not isinstance(raw, Mapping):
+            raise OptionError(f"{FLAG}: expected an object, got {raw!r}")
+        allowed = [f.name for f in fields(cls)]
+        if unknown := sorted(set(raw) - set(allowed)):
+            raise OptionError(f"{FLAG}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
+        values = dict(raw)
+        if not isinstance(values.get("profile", ""), str):
+            raise OptionError(f"{FLAG}: profile must be a name, got {values['profile']!r}")
+        extra = values.get("profiles", ())
+        if not isinstance(extra, (list, tuple)) or not all(isinstance(p, str) for p in extra):
+            raise OptionError(f"{FLAG}: profiles must be a list of .toml paths, got {extra!r}")
+        values["profiles"] = tuple(extra)
+        _number(values, "max_paths", 2, MAX_PATHS_LIMIT, FLAG)
+        _number(values, "max_depth", 1, MAX_DEPTH_LIMIT, FLAG)
+        _number(values, "max_forks", 1, 1_000_000, FLAG)
+        _number(values, "max_total_tokens", 1, 2**31, FLAG, optional=True)
+        _number(values, "block_size", 1, 1024, FLAG, optional=True)
+        fraction = values.get("held_kv_fraction", 0.9)
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+            raise OptionError(f"{FLAG}: held_kv_fraction must be a number, got {fraction!r}")
+        if not 0 < fraction <= 1:
+            raise OptionError(f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {fraction}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What one request asks for, within the server's limits.
+
+    Attributes:
+        profile: Name of the profile, or ``None`` for a request that is left alone.
+        max_paths: Most paths of one fork.
+        max_depth: Deepest nesting.
+        path_tokens: Budget of one path's critical length, ``None`` for the profile's.
+        critical_tokens: Budget of the critical path, ``None`` for unlimited.
+        join: ``kv``, ``reprefill``, or ``None`` for the profile's.
+
+    """
+
+    profile: str | None
+    max_paths: int
+    max_depth: int
+    path_tokens: int | None = None
+    critical_tokens: int | None = None
+    join: Literal["kv", "reprefill"] | None = None
+
+
+REQUEST_KEYS = (
+    "parallel_think",
+    "pt_max_paths",
+    "pt_max_depth",
+    "pt_path_tokens",
+    "pt_critical_tokens",
+    "pt_join",
+)
+
+
+def is_ours(key: str) -> bool:
+    """Return whether a ``vllm_xargs`` key belongs to this plugin."""
+    return key == "parallel_think" or key.startswith("pt_")
+
+
+def parse_request(
+    extra: Mapping[str, Any] | None,
+    server: ServerOptions,
+    profiles: Collection[str],
+    default: str,
+) -> RequestOptions:
+    """Check a request's ``vllm_xargs`` against the server's limits.
+
+    Args:
+        extra: ``SamplingParams.extra_args``; keys that are not ours are ignored.
+        server: The server's settings.
+        profiles: Names of the profiles that requests may name.
+        default: Profile of requests that name none, or ``off``.
+
+    Raises:
+        OptionError: Names the key, the value and what is allowed; suits an HTTP 400.
+
+    """
+    values = {key: value for key, value in (extra or {}).items() if is_ours(key)}
+    if unknown := sorted(set(values) - set(REQUEST_KEYS)):
+        raise OptionError(f"vllm_xargs.{unknown[0]} is unknown; allowed: {', '.join(REQUEST_KEYS)}")
+    name = values.get("parallel_think", default)
+    names = [*profiles, "off"]
+    if not isinstance(name, str) or name not in names:
+        raise OptionError(
+            f"vllm_xargs.parallel_think must be one of {', '.join(names)}; got {name!r}"
+        )
+    where = "vllm_xargs"
+    _number(values, "pt_max_paths", 1, server.max_paths, where)
+    _number(values, "pt_max_depth", 0, server.max_depth, where)
+    _number(values, "pt_path_tokens", 1, 2**31, where)
+    _number(values, "pt_critical_tokens", 1, 2**31, where)
+    join = values.get("pt_join")
+    if join not in (None, "kv", "reprefill"):
+        raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {join!r}")
+    return RequestOptions(
+        profile=None if name == "off" else name,
+        max_paths=values.get("pt_max_paths", server.max_paths),
+        max_depth=values.get("pt_max_depth", server.max_depth),
+        path_tokens=values.get("pt_path_tokens"),
+        critical_tokens=values.get("pt_critical_tokens"),
+        join=join,
+    )
+
+
+def _number(
+    values: Mapping[str, Any], key: str, low: int, high: int, where: str, optional: bool = False
+) -> None:
+    value = values.get(key)
+    if value is None and (optional or key not in values):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        upper = f" and {high}" if high < 2**31 else ""
+        span = f"between {low}{upper}" if upper else f"of at least {low}"
+        raise OptionError(f"{where}: {key} must be a whole number {span}, got {value!r}")

@@ -1,0 +1,248 @@
+"""Profiles: one data file per grammar of parallel thinking.
+
+A profile says which tags the model writes, which tokens the engine writes for it, and which positions
+paths and conclusions get. Profiles are TOML files read at server start; a client can only name one.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .errors import OptionError
+
+Tag = str | int
+"""A tag the model writes: its text, or the id of a single special token."""
+
+Forced = tuple[Tag, ...]
+"""Text the engine writes: pieces of text (``{name}`` and ``{title}`` are filled in) or token ids."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ForkRule:
+    """When a branch forks, and what its paths are called.
+
+    Attributes:
+        trigger: Any of these tags, once generated, forks.
+        open: Tag that must have been generated before the trigger; ``None`` asks for none.
+        names_after: The names are read from the text behind the last occurrence of this tag.
+        names: Regular expression; group 1 is a path's name, group 2 (if any) its title.
+        num_paths: Number of paths for grammars whose blocks do not name them (``names`` absent).
+        min_tokens_left: No fork when fewer tokens than this are left in the request's budget.
+        on_end: An end-of-sequence token forks too, if enough names were written.
+        max_outline_tokens: Fork after this many tokens of a branch, if enough names were written.
+        when_full: Fork as soon as ``max_paths`` names were written and the line is complete.
+        once: Only the first branch of a request may fork.
+        after: Forced once behind the trigger, in front of all paths; the first path's position is that
+            of its own first token all the same.
+
+    """
+
+    trigger: tuple[Tag, ...]
+    open: Tag | None = None
+    names_after: Tag | None = None
+    names: str | None = None
+    num_paths: int | None = None
+    min_tokens_left: int = 0
+    on_end: bool = False
+    max_outline_tokens: int | None = None
+    when_full: bool = False
+    once: bool = False
+    after: Forced = ()
+
+
+@dataclass(frozen=True)
+class PathRule:
+    """How a path starts and ends.
+
+    Attributes:
+        start: Forced at the start of a path; must not be empty.
+        end: Any of these tags, once generated, ends the path.
+        close: Forced when a path ends in any other way (end of sequence, budget).
+        after: Forced behind every path's end tag; does not count for the conclusion's position.
+        open: Tag a model writes to open a path by itself; pairs with ``end`` in sequential blocks.
+        max_tokens: Budget of a path unless the request sets its own; ``None`` is unlimited.
+
+    """
+
+    start: Forced
+    end: tuple[Tag, ...]
+    close: Forced = ()
+    after: Forced = ()
+    open: Tag | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class JoinRule:
+    """How the conclusion starts.
+
+    Attributes:
+        start: Forced at the start of the conclusion; must not be empty.
+        mode: ``kv`` reuses the K/V of all paths; ``reprefill`` computes a linear, causal copy.
+        first_only: Forced text at the start of every path that only the first one keeps in the answer
+            (it must be how ``[path] start`` begins).
+
+    """
+
+    start: Forced
+    mode: Literal["kv", "reprefill"] = "kv"
+    first_only: Forced = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A grammar of parallel thinking (see ``docs`` of each rule).
+
+    Attributes:
+        name: Name that requests use.
+        summary: One line for people.
+        opening: Forced at the very start of the answer; empty for models trained on a grammar.
+        max_depth: Deepest nesting of the grammar, whatever the server allows.
+
+    """
+
+    name: str
+    summary: str
+    fork: ForkRule
+    path: PathRule
+    join: JoinRule
+    opening: Forced = ()
+    max_depth: int = 8
+
+
+_SCALARS: dict[str, type | tuple[type, ...]] = {
+    "names": str,
+    "num_paths": int,
+    "min_tokens_left": int,
+    "max_outline_tokens": int,
+    "max_tokens": int,
+    "max_depth": int,
+    "on_end": bool,
+    "when_full": bool,
+    "once": bool,
+    "mode": str,
+    "name": str,
+    "summary": str,
+    "open": (str, int),
+    "names_after": (str, int),
+}
+_LISTS = {"trigger", "end", "start", "close", "opening", "after", "first_only"}
+
+
+def builtin_profiles() -> tuple[str, ...]:
+    """Return the names of the profiles that ship with the package."""
+    folder = resources.files("vllm_parallel_think") / "profiles"
+    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml")))
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """Load a built-in profile by name, or a profile file by its path (anything ending in ``.toml``).
+
+    Raises:
+        OptionError: The profile is unknown, or the file is not a valid profile.
+
+    """
+    if name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise OptionError(f"profile file {name_or_path!r} does not exist")
+        return parse_profile(path.read_text("utf-8"), source=name_or_path)
+    if name_or_path not in builtin_profiles():
+        raise OptionError(
+            f"unknown profile {name_or_path!r}; allowed: {', '.join(builtin_profiles())}, "
+            "or the path of a .toml file"
+        )
+    resource = resources.files("vllm_parallel_think") / "profiles" / f"{name_or_path}.toml"
+    return parse_profile(resource.read_text("utf-8"), source=name_or_path)
+
+
+def parse_profile(text: str, source: str) -> Profile:
+    """Parse a profile from TOML.
+
+    Args:
+        text: The file's content.
+        source: What to call the file in error messages.
+
+    Raises:
+        OptionError: Names the key and what is allowed there.
+
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"profile {source}: not valid TOML: {error}") from None
+    tables = {}
+    for key, rule in (("fork", ForkRule), ("path", PathRule), ("join", JoinRule)):
+        table = raw.pop(key, None)
+        if not isinstance(table, dict):
+            raise OptionError(f"profile {source}: the table [{key}] is missing")
+        tables[key] = _build(rule, table, f"profile {source}, [{key}]")
+    profile = _build(Profile, {**raw, **tables}, f"profile {source}")
+    _check(profile, source)
+    return profile
+
+
+def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := set(table) - names:
+        raise OptionError(f"{where}: unknown key {min(unknown)!r}; allowed: {sorted(names)}")
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in _LISTS:
+            values[key] = _tags(value, f"{where}, {key}")
+        elif key in _SCALARS and not _is_a(value, _SCALARS[key]):
+            raise OptionError(f"{where}: {key} has the wrong type: {value!r}")
+        else:
+            values[key] = value
+    try:
+        return cls(**values)
+    except TypeError as error:
+        missing = str(error).split("argument", 1)[-1].lstrip("s: ")
+        raise OptionError(f"{where}: missing key {missing}") from None
+
+
+def _is_a(value: object, kind: type | tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind)
+
+
+def _tags(value: object, where: str) -> tuple[Tag, ...]:
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (str, int)):
+            raise OptionError(f"{where}: expected text or a token id, got {item!r}")
+    return tuple(item for item in items if item != "")
+
+
+def _check(profile: Profile, source: str) -> None:
+    where = f"profile {source}"
+    if not profile.path.start:
+        raise OptionError(f"{where}, [path]: start must not be empty: a path needs a first token")
+    if not profile.join.start:
+        raise OptionError(f"{where}, [join]: start must not be empty: a join needs a first token")
+    if not profile.fork.trigger or not profile.path.end:
+        raise OptionError(f"{where}: [fork] trigger and [path] end must name at least one tag")
+    if profile.join.mode not in ("kv", "reprefill"):
+        raise OptionError(f"{where}, [join]: mode must be 'kv' or 'reprefill'")
+    if (profile.fork.names is None) == (profile.fork.num_paths is None):
+        raise OptionError(f"{where}, [fork]: set exactly one of names and num_paths")
+    if profile.fork.names is not None:
+        try:
+            groups = re.compile(profile.fork.names).groups
+        except re.error as error:
+            raise OptionError(f"{where}, [fork]: names is not a regular expression: {error}") from None
+        if groups < 1:
+            raise OptionError(f"{where}, [fork]: names needs a group for the path's name")
+    if profile.fork.num_paths is not None and profile.fork.num_paths < 2:
+        raise OptionError(f"{where}, [fork]: num_paths must be at least 2")
+    if profile.max_depth < 1:
+        raise OptionError(f"{where}: max_depth must be at least 1")

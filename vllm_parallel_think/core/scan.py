@@ -1,0 +1,152 @@
+"""Reading tags out of generated tokens.
+
+Tags count only when generated: a scanner starts empty for every branch and sees sampled tokens only.
+Matching is done on text, so a tag that is one special token and a tag that tokenises into several pieces
+(whatever the split) are found alike; a tag given as a token id matches that id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .profile import Forced, Profile, Tag
+
+
+class Vocabulary(Protocol):
+    """What a grammar needs of a tokenizer."""
+
+    def piece(self, token_id: int) -> str:
+        """Return the text of one token, special tokens included."""
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise text without adding special tokens around it."""
+
+
+@dataclass(frozen=True)
+class PathName:
+    """Name of a path and, where the grammar has one, its title."""
+
+    name: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class ForkSeen:
+    """A branch wrote the fork trigger, with these paths (possibly too few or too many)."""
+
+    names: tuple[PathName, ...]
+    opened: bool
+
+
+@dataclass(frozen=True)
+class PathEnd:
+    """A path wrote its end tag."""
+
+
+Event = ForkSeen | PathEnd
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A profile bound to a tokenizer."""
+
+    profile: Profile
+    vocabulary: Vocabulary
+
+    def forced(self, parts: Forced, path: PathName | None = None) -> tuple[int, ...]:
+        """Tokenise forced text, filling in ``{name}`` and ``{title}``."""
+        tokens: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                tokens.append(part)
+                continue
+            if path is not None:
+                part = part.replace("{name}", path.name).replace("{title}", path.title)
+            tokens.extend(self.vocabulary.encode(part))
+        return tuple(tokens)
+
+    def scanner(self, *, in_path: bool, max_names: int, seed: str = "") -> Scanner:
+        """Return a scanner for one branch.
+
+        Args:
+            in_path: Whether the branch belongs to a path, which ends at the path's end tag.
+            max_names: Paths that the request may open at once.
+            seed: Forced text in front of the branch that its path names may start in.
+
+        """
+        return Scanner(self, in_path=in_path, max_names=max_names, seed=seed)
+
+
+class Scanner:
+    """Finds the tags of a grammar in one branch, token by token."""
+
+    def __init__(self, grammar: Grammar, *, in_path: bool, max_names: int, seed: str) -> None:
+        self._rule = grammar.profile.fork
+        self._path = grammar.profile.path
+        self._piece: Callable[[int], str] = grammar.vocabulary.piece
+        self._in_path = in_path
+        self._max_names = max_names
+        self._text = seed
+        self._opened_at = 0 if self._rule.open is None else -1
+        self._names_from = 0 if self._rule.names_after is None else -1
+        self._inner_paths = 0
+        self._num_tokens = 0
+        self._names = re.compile(self._rule.names) if self._rule.names is not None else None
+
+    def feed(self, token_id: int) -> Event | None:
+        """Take the next sampled token; return what it completed, if anything."""
+        piece = self._piece(token_id)
+        text = self._text = self._text + piece
+        self._num_tokens += 1
+
+        def completed(tag: Tag | None) -> bool:
+            if tag is None or isinstance(tag, int):
+                return tag == token_id
+            return text.find(tag, max(0, len(text) - len(piece) - len(tag) + 1)) >= 0
+
+        if completed(self._rule.open):
+            self._opened_at = len(text)
+        if completed(self._rule.names_after):
+            self._names_from = len(text)
+        if any(map(completed, self._rule.trigger)):
+            return ForkSeen(self._read_names(text), self._opened_at >= 0)
+        if self._in_path:
+            if completed(self._path.open):
+                self._inner_paths += 1
+            elif any(map(completed, self._path.end)):
+                if self._inner_paths == 0:
+                    return PathEnd()
+                self._inner_paths -= 1
+        return self._outline_is_full(text, piece)
+
+    def at_end(self) -> ForkSeen | None:
+        """Return the fork that an end-of-sequence token stands for, if the grammar has that."""
+        if not self._rule.on_end:
+            return None
+        names = self._read_names(self._text)
+        return ForkSeen(names, self._opened_at >= 0) if len(names) >= 2 else None
+
+    def _outline_is_full(self, text: str, piece: str) -> ForkSeen | None:
+        rule = self._rule
+        over = rule.max_outline_tokens is not None and self._num_tokens >= rule.max_outline_tokens
+        if not over and not (rule.when_full and "\n" in piece):
+            return None
+        names = self._read_names(text[: text.rfind("\n") + 1])
+        if len(names) >= 2 and (over or len(names) >= self._max_names):
+            return ForkSeen(names[: self._max_names], self._opened_at >= 0)
+        return None
+
+    def _read_names(self, text: str) -> tuple[PathName, ...]:
+        """Return the distinct path names in order of appearance."""
+        if self._names is None:
+            return tuple(PathName(str(i + 1)) for i in range(self._rule.num_paths or 0))
+        if self._names_from < 0:
+            return ()
+        found: dict[str, PathName] = {}
+        for match in self._names.finditer(text, self._names_from):
+            title = match[2] if self._names.groups >= 2 else ""
+            found.setdefault(match[1], PathName(match[1], title.strip().strip("*:").strip()))
+        return tuple(found.values())

@@ -1,0 +1,77 @@
+"""Engine outputs of branches, as outputs of the request that the client sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, FinishReason
+from vllm.v1.outputs import LogprobsLists
+from vllm.v1.request import Request
+
+from .core.group import Emission, Finish
+from .core.options import CONFIG_KEY
+
+_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+def forced_logprobs(tokens: tuple[int, ...]) -> LogprobsLists:
+    """Return log-probabilities of forced tokens: certain, as nobody sampled them."""
+    return LogprobsLists(
+        np.asarray(tokens, dtype=np.int32)[:, None],
+        np.zeros((len(tokens), 1), dtype=np.float32),
+        np.ones(len(tokens), dtype=np.int32),
+    )
+
+
+def to_output(root: Request, emission: Emission, summary: dict[str, Any] | None) -> EngineCoreOutput:
+    """Turn what a group releases into an output under the client's request id."""
+    if emission.payload is None:
+        output = EngineCoreOutput(root.request_id, list(emission.forced))
+        assert root.sampling_params is not None
+        if emission.forced and root.sampling_params.num_logprobs is not None:
+            output.new_logprobs = forced_logprobs(emission.forced)
+    else:
+        output = _readdressed(root, emission)
+    if summary is not None:
+        output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: summary}
+    if emission.finish is not None:
+        _finish(output, emission.finish)
+    return output
+
+
+def failed(root: Request, message: str, summary: dict[str, Any] | None) -> EngineCoreOutput:
+    """Return the last output of a request that could not go on; text sent before stays valid.
+
+    The text travels as the stop reason, the only field that reaches a client with its words.
+    """
+    params = {CONFIG_KEY: summary} if summary is not None else None
+    return EngineCoreOutput(
+        root.request_id,
+        [],
+        finish_reason=FinishReason.ABORT,
+        stop_reason=f"parallel_think: {message}",
+        kv_transfer_params=params,
+    )
+
+
+def _readdressed(root: Request, emission: Emission) -> EngineCoreOutput:
+    output: EngineCoreOutput = emission.payload
+    if output.request_id != root.request_id:
+        # The client's request was queued and scheduled once; a branch's events would say otherwise.
+        events = output.events or []
+        output.events = [e for e in events if e.type == EngineCoreEventType.PREEMPTED] or None
+        output.prefill_stats = None
+        output.request_id = root.request_id
+    if emission.keep < len(output.new_token_ids):
+        output.new_token_ids = output.new_token_ids[: emission.keep]
+        if output.new_logprobs is not None:
+            output.new_logprobs = output.new_logprobs.slice_request(0, emission.keep)
+    output.finish_reason = None
+    output.stop_reason = None
+    return output
+
+
+def _finish(output: EngineCoreOutput, finish: Finish) -> None:
+    output.finish_reason = _REASONS[finish.reason]
+    output.stop_reason = finish.stop_reason

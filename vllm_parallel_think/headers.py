@@ -1,0 +1,54 @@
+"""Block headers as the scheduler keeps them: ``fill`` and ``position`` by physical block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .messages import NATURAL, BlockHeaders
+
+
+class HeaderBook:
+    """Collects header changes between two steps.
+
+    A block that nobody in a group uses any more must get its plain header back before anybody else
+    writes into it, or that request's text would be masked or moved.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._current: dict[int, tuple[int, int]] = {}
+        self._changed: dict[int, tuple[int, int]] = {}
+
+    def place(self, block: int, position: int) -> None:
+        """Say where a branch's fresh block starts."""
+        self._set(block, (self._block_size, position))
+
+    def seal(self, block: int, fill: int) -> None:
+        """Say how many slots of a finished branch's last block are valid."""
+        _, position = self._current.get(block, (0, NATURAL))
+        self._set(block, (fill, position))
+
+    def reset(self, blocks: Iterable[int]) -> None:
+        """Give blocks back: they may be handed to anybody."""
+        for block in blocks:
+            if block in self._current:
+                self._set(block, (self._block_size, NATURAL))
+
+    def take(self) -> BlockHeaders | None:
+        """Return the changes since the last call, or ``None``."""
+        if not self._changed:
+            return None
+        changed, self._changed = self._changed, {}
+        fill, position = zip(*changed.values(), strict=True)
+        return BlockHeaders(tuple(changed), fill, position)
+
+    def __len__(self) -> int:
+        """Return how many blocks have a header of their own."""
+        return len(self._current)
+
+    def _set(self, block: int, header: tuple[int, int]) -> None:
+        self._changed[block] = header
+        if header == (self._block_size, NATURAL):
+            self._current.pop(block, None)
+        else:
+            self._current[block] = header

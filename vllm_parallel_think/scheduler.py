@@ -1,0 +1,561 @@
+"""Groups in vLLM's scheduler: a mixin over ``Scheduler`` and ``AsyncScheduler``.
+
+Every branch is a vLLM request of its own that starts from blocks the group holds, as if it had hit the
+prefix cache. The mixin reports to :class:`~vllm_parallel_think.core.group.Group` what was sampled and what
+ended, and does what the group asks for; batching, chunked prefill and preemption stay vLLM's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from . import delivery
+from .branches import branch_request
+from .core.errors import OptionError
+from .core.graph import Kind, Node, State
+from .core.group import Cause, Chunk, Group, Limits, Verdict
+from .core.options import parse_request
+from .core.scan import Grammar
+from .families import Branch, Family, FamilyTable
+from .headers import HeaderBook
+from .ledger import BlockLedger
+from .messages import with_headers
+from .settings import Settings
+from .vocabulary import TokenizerVocabulary
+
+logger = init_logger(__name__)
+
+_COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+"""Ends after which all tokens of a branch are in the KV cache."""
+
+
+class GroupSchedulerMixin(Scheduler):
+    """Adds sequence groups to a vLLM scheduler."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings = Settings.from_config(self.vllm_config)
+        vocabulary = TokenizerVocabulary.from_config(self.vllm_config.model_config)
+        self._grammars = {
+            name: Grammar(profile, vocabulary) for name, profile in self._settings.profiles.items()
+        }
+        self._families = FamilyTable()
+        self._headers = HeaderBook(self.block_size)
+        self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
+        self._num_requests_made = 0
+        self._keep_branches_out_of_prefix_cache()
+
+    # -- requests in ---------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:
+            family = self._new_family(request)
+            if family is not None:
+                self._families.add(family)
+                family.group.started(family.group.trunk)
+        super().add_request(request)
+
+    def _new_family(self, request: Request) -> Family | None:
+        """Return a family for a request that may branch; never raises."""
+        params = request.sampling_params
+        if params is None or request.prompt_token_ids is None or request.resumable:
+            return None
+        try:
+            options = parse_request(
+                params.extra_args, self._settings.options, self._grammars, self._settings.default
+            )
+            if options.profile is None:
+                return None
+            group = Group(
+                request.prompt_token_ids,
+                self._grammars[options.profile],
+                options,
+                self._limits(request),
+            )
+        except OptionError as error:
+            # The front end answers such a request with HTTP 400; other ways in get a plain request.
+            logger.warning("request %s runs without branches: %s", request.request_id, error)
+            return None
+        if not self._open(request, group):
+            return None
+        return Family(request, group)
+
+    def _limits(self, request: Request) -> Limits:
+        options = self._settings.options
+        max_tokens = request.max_tokens
+        if options.max_total_tokens is not None:
+            max_tokens = min(max_tokens, options.max_total_tokens)
+        return Limits(
+            block_size=self.block_size,
+            index_blocks=(self.max_model_len - 1) // self.block_size,
+            max_tokens=max_tokens,
+            max_forks=options.max_forks,
+            has_room=self._has_room,
+        )
+
+    def _has_room(self, num_blocks: int) -> bool:
+        pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        return self._ledger.num_held + num_blocks <= self._settings.options.held_kv_fraction * pool
+
+    def _open(self, request: Request, group: Group) -> bool:
+        """Append the profile's opening to the prompt; return whether there is room for it."""
+        opening = list(group.opening)
+        limit = self._settings.options.max_total_tokens
+        if limit is not None:
+            request.max_tokens = min(request.max_tokens, limit)
+        if not opening:
+            return True
+        if (
+            len(opening) >= request.max_tokens
+            or request.num_tokens + len(opening) >= self.max_model_len
+        ):
+            return False
+        assert request.prompt_token_ids is not None
+        request.prompt_token_ids = [*request.prompt_token_ids, *opening]
+        request._all_token_ids.extend(opening)
+        request.num_prompt_tokens += len(opening)
+        request.max_tokens -= len(opening)
+        request.update_block_hashes()
+        return True
+
+    # -- scheduling ----------------------------------------------------------------------------
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        if not self._families and not len(self._headers):
+            return super().schedule(throttle_prefills)
+        parked = self._unpark()
+        if parked:
+            # Newcomers would take the room that a family which gave way is waiting for.
+            newcomers, self.waiting = self.waiting, create_request_queue(self.policy)
+            try:
+                output = super().schedule(throttle_prefills)
+            finally:
+                newcomers.prepend_requests(reversed(list(self.waiting)))
+                self.waiting = newcomers
+        else:
+            output = super().schedule(throttle_prefills)
+        if output.total_num_scheduled_tokens == 0 and self._is_stuck():
+            self._make_room()
+        has_branches = self._place_blocks(output)
+        headers = self._headers.take()
+        if headers is None and not has_branches:
+            return output
+        return with_headers(output, headers, has_branches)
+
+    def _get_local_prefix_cache_hit(
+        self, request: Request
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        branch = self._families.branch(request.request_id)
+        if branch is None or not branch.node.prefix:
+            return super()._get_local_prefix_cache_hit(request)
+        blocks = self._ledger.prefix(branch.node)
+        return KVCacheBlocks((blocks,)), len(blocks) * self.block_size, 0, False
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        branch = self._families.branch(request.request_id)
+        if branch is not None and not all(seen.sealed for seen in branch.node.prefix):
+            return False
+        return super()._handle_blocked_waiting_request(request)
+
+    def _holds_kv_blocks(self, request: Request) -> bool:  # type: ignore[override]
+        # Members go before newcomers: a newcomer that does not fit would stop the scan in front of
+        # them, while their family holds the blocks it waits for.
+        return self._is_member(request) or Scheduler._holds_kv_blocks(request)
+
+    def _is_member(self, request: Request) -> bool:
+        branch = self._families.branch(request.request_id)
+        return branch is not None and branch.family.group.branched
+
+    def _preempt_request(
+        self, request: Request, timestamp: float, drop_stale_output: bool = False
+    ) -> None:
+        branch = self._families.branch(request.request_id)
+        if branch is None or not branch.family.group.branched:
+            super()._preempt_request(request, timestamp, drop_stale_output)
+            return
+        own = self._own_blocks(branch)
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self._ledger.forget(own)
+        branch.num_placed = 0
+        self.waiting.remove_request(request)
+        self.kv_holding_waiting.prepend_request(request)
+
+    def _own_blocks(self, branch: Branch) -> list[Any]:
+        blocks = self.kv_cache_manager.coordinator.get_blocks(branch.request.request_id)[0]
+        num_prefix = sum(map(branch.family.group.blocks_of, branch.node.prefix))
+        return list(blocks[num_prefix:])
+
+    def _place_blocks(self, output: SchedulerOutput) -> bool:
+        """Send position headers of blocks that branches were given in this step."""
+        for new in output.scheduled_new_reqs:
+            self._place(new.req_id, new.block_ids, whole=True)
+        cached = output.scheduled_cached_reqs
+        for req_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            if block_ids is not None:
+                self._place(req_id, block_ids, whole=req_id in cached.resumed_req_ids)
+        return any(
+            branch.node.prefix
+            for req_id in output.num_scheduled_tokens
+            if (branch := self._families.branch(req_id)) is not None
+        )
+
+    def _place(self, req_id: str, block_ids: tuple[list[int], ...], whole: bool) -> None:
+        branch = self._families.branch(req_id)
+        if branch is None or not branch.node.prefix:
+            return
+        own = block_ids[0]
+        if whole:
+            own = own[sum(map(branch.family.group.blocks_of, branch.node.prefix)) :]
+            branch.num_placed = 0
+        for block in own:
+            start = branch.node.start + branch.num_placed * self.block_size
+            self._headers.place(block, start)
+            branch.num_placed += 1
+
+    # -- giving way ----------------------------------------------------------------------------
+
+    def _is_stuck(self) -> bool:
+        """Whether members wait, nobody runs, and nothing that is under way will change that."""
+        return (
+            not self.running
+            and bool(self.kv_holding_waiting)
+            and self._pause_state != PauseState.PAUSED_ALL
+            and all(request.num_in_flight_tokens == 0 for request in self.requests.values())
+        )
+
+    def _make_room(self) -> None:
+        """Let the youngest family give all its blocks away; the oldest one always gets on."""
+        holding = [f for f in self._families if f.group.branched and not f.parked]
+        if len(holding) > 1:
+            self._give_way(max(holding, key=lambda family: family.age))
+        elif holding:
+            pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+            holding[0].error = (
+                f"the answer needs {holding[0].group.blocks_needed} KV blocks of {self.block_size} "
+                f"tokens, the whole pool has {pool}"
+            )
+
+    def _give_way(self, family: Family) -> None:
+        """Drop a family's K/V; it is computed again, node by node, once there is room."""
+        logger.debug("request %s gives way", family.root.request_id)
+        family.parked = True
+        family.num_replays += 1
+        for node, request in list(family.requests.items()):
+            if node.computing:
+                self._drop_request(request)
+            else:
+                self.kv_holding_waiting.remove_requests([request])
+                self.waiting.remove_requests([request])
+                self.deferred_waiting.discard(request)
+                node.parked = True
+        for node in family.group.nodes:
+            if node.sealed:
+                self._ledger.release(node)
+                family.group.sealed(node, kept=False)
+
+    def _unpark(self) -> bool:
+        """Let families that gave way come back, oldest first; return whether some still wait."""
+        parked = sorted((f for f in self._families if f.parked), key=lambda family: family.age)
+        for family in parked:
+            free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+            idle = not self.running and not self.kv_holding_waiting
+            if not idle and free < family.group.blocks_needed:
+                return True
+            family.parked = False
+            self._submit_ready(family)
+        return False
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        if reset_running_requests:
+            timestamp = time.monotonic()
+            members = [request for request in self.running if self._is_member(request)]
+            for request in reversed(members):
+                self.running.remove(request)
+                self._preempt_request(request, timestamp, drop_stale_output=True)
+            for family in self._families:
+                if family.group.branched and not family.parked:
+                    self._give_way(family)
+        return super().reset_prefix_cache(reset_running_requests, reset_connector)
+
+    def get_num_unfinished_requests(self) -> int:
+        num_unfinished = super().get_num_unfinished_requests()
+        if self._families and self._pause_state != PauseState.PAUSED_ALL:
+            num_unfinished += sum(family.parked for family in self._families)
+        return num_unfinished
+
+    # -- what was sampled ----------------------------------------------------------------------
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        branch = self._families.branch(request.request_id)
+        if branch is None:
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        try:
+            return self._feed(branch, new_token_ids, is_stale)
+        except Exception as error:  # a fault of one group must not end the engine
+            logger.exception("request %s failed", branch.family.root.request_id)
+            branch.family.error = f"internal error: {error}"
+            return [], False
+
+    def _feed(
+        self, branch: Branch, new_token_ids: list[int], is_stale: bool
+    ) -> tuple[list[int], bool]:
+        """Feed tokens one at a time, so that a branch ends exactly at its tag."""
+        request, node, group = branch.request, branch.node, branch.family.group
+        update = partial(super()._update_request_with_output, request, is_stale=is_stale)
+        kept: list[int] = []
+        for token in new_token_ids:
+            if node.state in (State.CLOSING, State.DONE) or node.kind is Kind.CLOSE:
+                # The step was run for the K/V of its input; what it sampled is of no use.
+                if is_stale:
+                    return kept, False
+                if node.state is not State.DONE:
+                    group.end(node, Cause.CLOSED)
+                request.status = RequestStatus.FINISHED_STOPPED
+                return kept, True
+            taken, stopped = update([token])
+            if stopped and self._is_eos(request, token):
+                group.end(node, Cause.EOS)
+                # Only the token that ends the whole answer belongs to it.
+                return kept + (taken if group.finish is not None and not node.depth else []), True
+            kept += taken
+            verdict = group.feed(node, token)
+            if stopped:
+                stop = request.stop_reason if isinstance(request.stop_reason, int) else None
+                capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
+                group.end(node, Cause.LENGTH if capped else Cause.STOP_TOKEN, stop)
+                return kept, True
+            if verdict is Verdict.END:
+                group.end(node, Cause.VERDICT)
+                final = group.finish is not None and group.finish.reason == "length"
+                request.status = (
+                    RequestStatus.FINISHED_LENGTH_CAPPED if final else RequestStatus.FINISHED_STOPPED
+                )
+                return kept, True
+        return kept, False
+
+    @staticmethod
+    def _is_eos(request: Request, token: int) -> bool:
+        assert request.sampling_params is not None
+        return (
+            request.status == RequestStatus.FINISHED_STOPPED
+            and token == request.sampling_params.eos_token_id
+        )
+
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        branch = self._families.branch(request.request_id)
+        if branch is None:
+            return super()._free_request(request, delay_free_blocks)
+        own = self._own_blocks(branch)
+        self._keep_blocks(branch, own)
+        result = super()._free_request(request, delay_free_blocks)
+        self._ledger.forget(own)
+        if branch.family.group.branched and self.finished_req_ids_dict is not None:
+            # The front end would take the root for finished, or look for a branch it does not know.
+            self.finished_req_ids_dict[request.client_index].discard(request.request_id)
+        return result
+
+    def _keep_blocks(self, branch: Branch, own: list[Any]) -> None:
+        """Hold a finished node's blocks, if somebody may attend to them and they are all there."""
+        family, node = branch.family, branch.node
+        complete = branch.request.status in _COMPLETE and node.state is State.DONE
+        if family.ended or not complete or not family.group.branched:
+            return
+        needed = family.group.blocks_of(node)
+        kept = len(own) >= needed
+        if kept:
+            self._ledger.hold(node, own[:needed])
+        family.group.sealed(node, kept=kept)
+
+    # -- outputs -------------------------------------------------------------------------------
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if not self._families:
+            return outputs
+        touched = self._collect(outputs)
+        for family in touched:
+            try:
+                released = self._advance(family)
+            except Exception as error:  # a fault of one group must not end the engine
+                logger.exception("request %s failed", family.root.request_id)
+                family.error = f"internal error: {error}"
+                released = []
+            if family.error is not None and not family.ended:
+                released.append(self._fail(family))
+            if released:
+                client = family.root.client_index
+                outputs.setdefault(client, EngineCoreOutputs()).outputs.extend(released)
+        return outputs
+
+    def _collect(self, outputs: dict[int, EngineCoreOutputs]) -> list[Family]:
+        """Take branches' outputs out of the step's outputs, into the groups that own them."""
+        touched: dict[Family, None] = {}
+        for engine_outputs in outputs.values():
+            others: list[EngineCoreOutput] = []
+            for output in engine_outputs.outputs:
+                branch = self._families.branch(output.request_id)
+                if branch is None:
+                    others.append(output)
+                    continue
+                touched[branch.family] = None
+                if output.new_token_ids:
+                    branch.node.outbox.append(Chunk(len(output.new_token_ids), output))
+                if output.finished:
+                    self._families.detach(branch)
+            engine_outputs.outputs[:] = others
+        touched.update((family, None) for family in self._families if family.error is not None)
+        return list(touched)
+
+    def _advance(self, family: Family) -> list[EngineCoreOutput]:
+        """Start what can start, drop what nobody will see, and return what the client may see."""
+        group = family.group
+        for node in group.take_dropped():
+            if (request := family.requests.get(node)) is not None:
+                self._drop_request(request)
+        for node in group.nodes:
+            if node.retired and node.sealed:
+                self._ledger.release(node)
+                group.sealed(node, kept=False)
+        if not family.parked:
+            self._submit_ready(family)
+        released = []
+        for emission in group.release():
+            final = emission.finish is not None
+            if not group.branched and emission.payload is not None:
+                output = emission.payload
+                if final:
+                    output.kv_transfer_params = {
+                        **(output.kv_transfer_params or {}),
+                        "parallel_think": group.summary(),
+                    }
+            else:
+                show = group.branched or final
+                output = delivery.to_output(
+                    family.root, emission, group.summary() if show else None
+                )
+            released.append(output)
+        if group.finished:
+            self._end(family)
+        return released
+
+    def _submit_ready(self, family: Family) -> None:
+        group = family.group
+        for node in group.ready():
+            parked = family.requests.get(node) if node.parked else None
+            if parked is not None:
+                self.kv_holding_waiting.add_request(parked)
+            else:
+                before = sum(seen.num_visible for seen in node.prefix)
+                self._num_requests_made += 1
+                request = branch_request(
+                    family.root,
+                    node,
+                    f"{family.root.request_id}#{node.address}-{self._num_requests_made}",
+                    group.padded_prefix(node),
+                    before,
+                )
+                self._families.attach(family, node, request)
+                super().add_request(request)
+            group.started(node)
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        if not self._families:
+            return super().finish_requests(request_ids, finished_status)
+        if request_ids is None:
+            ids = {*self.requests, *(f.root.request_id for f in self._families)}
+        else:
+            ids = {request_ids} if isinstance(request_ids, str) else set(request_ids)
+        roots: dict[str, Family] = {}
+        for request_id in ids:
+            branch = self._families.branch(request_id)
+            family = self._families.family(request_id) or (branch.family if branch else None)
+            if family is not None:
+                roots[family.root.request_id] = family
+        finished = super().finish_requests(
+            [i for i in ids if i not in roots and self._families.branch(i) is None], finished_status
+        )
+        for family in roots.values():
+            family.root.status = finished_status if family.group.branched else family.root.status
+            self._end(family, finished_status)
+            finished.append(family.root)
+        return finished
+
+    def _end(
+        self, family: Family, status: RequestStatus = RequestStatus.FINISHED_ABORTED
+    ) -> None:
+        """End whatever still runs for a request and give all its blocks back."""
+        family.ended = True
+        family.parked = False
+        for request in list(family.requests.values()):
+            self._drop_request(request, status)
+        for node in family.group.nodes:
+            if node.sealed:
+                self._ledger.release(node)
+                node.sealed = False
+        self._families.remove(family)
+        if family.group.branched and self.finished_req_ids_dict is not None:
+            self.finished_req_ids_dict[family.root.client_index].add(family.root.request_id)
+
+    def _fail(self, family: Family) -> EngineCoreOutput:
+        summary = family.group.summary() if family.group.branched else None
+        self._end(family)
+        return delivery.failed(family.root, family.error or "internal error", summary)
+
+    def _drop_request(
+        self, request: Request, status: RequestStatus = RequestStatus.FINISHED_ABORTED
+    ) -> None:
+        """End one vLLM request whose output nobody waits for."""
+        super().finish_requests(request.request_id, status)
+        branch = self._families.branch(request.request_id)
+        if branch is not None:
+            branch.node.computing = False
+            self._families.detach(branch)
+
+    def _keep_branches_out_of_prefix_cache(self) -> None:
+        """Hash only what plain causal attention would compute too: the client's own request.
+
+        What a branch's block holds depends on masks and positions, not on token ids alone.
+        """
+        coordinator = self.kv_cache_manager.coordinator
+        cache_blocks = coordinator.cache_blocks
+
+        def cache_plain_blocks(request: Request, *args: Any, **kwargs: Any) -> None:
+            branch = self._families.branch(request.request_id)
+            if branch is None or request is branch.family.root:
+                cache_blocks(request, *args, **kwargs)
+
+        coordinator.cache_blocks = cache_plain_blocks
+
+
+class GroupScheduler(GroupSchedulerMixin, Scheduler):
+    """vLLM's scheduler with sequence groups."""
+
+
+class AsyncGroupScheduler(GroupSchedulerMixin, AsyncScheduler):
+    """vLLM's asynchronous scheduler with sequence groups."""

@@ -1,0 +1,65 @@
+"""Block headers as the worker keeps them: two small tensors indexed by physical block."""
+
+from __future__ import annotations
+
+from weakref import WeakValueDictionary
+
+import torch
+
+from .messages import NATURAL, BlockHeaders
+
+_tables: WeakValueDictionary[str, BlockTables] = WeakValueDictionary()
+
+
+class BlockTables:
+    """``fill`` and ``position`` of every physical KV block, on the worker's device.
+
+    Both are updated in place before a step and never move, so that captured graphs can read them.
+
+    Attributes:
+        fill: [num_blocks] int32, valid slots.
+        position: [num_blocks] int64, RoPE position of slot 0, or ``NATURAL``.
+        has_branches: Whether the current batch holds a branch with a prefix of its own.
+
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, device: torch.device) -> None:
+        self.block_size = block_size
+        self.fill = torch.full((num_blocks,), block_size, dtype=torch.int32, device=device)
+        self.position = torch.full((num_blocks,), NATURAL, dtype=torch.int64, device=device)
+        self.has_branches = False
+
+    def apply(self, headers: BlockHeaders) -> None:
+        """Write changed headers; one copy to the device, ordered before the step's kernels."""
+        rows = torch.tensor([headers.blocks, headers.fill, headers.position], dtype=torch.int64)
+        if self.fill.is_cuda:
+            rows = rows.pin_memory().to(self.fill.device, non_blocking=True)
+        blocks, fill, position = rows
+        self.fill[blocks] = fill.to(torch.int32)
+        self.position[blocks] = position
+
+    def move_positions(self, positions: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """Set RoPE positions of tokens whose block has a position header, in place.
+
+        Args:
+            positions: [T] int, vLLM's positions; tokens of other blocks keep theirs.
+            slot_mapping: [T] int64, physical slot of every token; negative for padding.
+
+        """
+        slots = slot_mapping[: positions.shape[0]]
+        blocks = slots.clamp(min=0) // self.block_size
+        base = self.position[blocks]
+        moved = base + slots % self.block_size
+        keep = (base == NATURAL) | (slots < 0)
+        target = positions[: slots.shape[0]]
+        target.copy_(torch.where(keep, target.to(torch.int64), moved))
+
+
+def publish(instance_id: str, tables: BlockTables) -> None:
+    """Make a worker's tables known to the attention backends of the same vLLM instance."""
+    _tables[instance_id] = tables
+
+
+def find(instance_id: str) -> BlockTables | None:
+    """Return the tables of a vLLM instance, if its worker has made them."""
+    return _tables.get(instance_id)

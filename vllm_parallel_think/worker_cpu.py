@@ -1,0 +1,17 @@
+"""vLLM's CPU worker with sequence groups."""
+
+from typing import Any
+
+from attention_kernels.cpu import warm_up
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from .worker import GroupWorkerMixin
+
+
+class GroupCPUWorker(GroupWorkerMixin, CPUWorker):
+    """CPU worker that serves groups."""
+
+    backends = {
+        AttentionBackendEnum.CPU_ATTN: "vllm_parallel_think.attention.cpu.GroupCPUBackend"
+    }
