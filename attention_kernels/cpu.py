@@ -141,7 +141,7 @@ def _run(
     }
     values |= _plan_values(plan)
     values |= _cache_values(problem)
-    workers = min(num_workers(), len(tasks.table) * num_kv_heads)
+    workers = num_workers() if len(tasks.table) * num_kv_heads > 1 else 1
     sizes = _sizes(plan.block_size, head_dim, tile_tokens * group)
     partials_at = workers * sizes["worker_bytes"]
     arrived_at = partials_at + tasks.num_partials * num_kv_heads * sizes["partial_bytes"]

@@ -38,13 +38,15 @@ def _openmp_parallel() -> Any:
 
 
 def num_workers() -> int:
-    """How many threads `run_on_workers` uses at most."""
+    """How many threads torch's regions use, as `run_on_workers` does; 1 without OpenMP."""
     return torch.get_num_threads() if _openmp_parallel() is not None else 1
 
 
 def run_on_workers(function: int, argument: int, workers: int) -> None:
     """Calls the C function at address `function` with `argument` on `workers` threads at once.
 
+    workers: 1, or all of `num_workers()`. GCC's runtime ends the surplus threads of a smaller team,
+    and those it starts later lack the cores that a server bound them to (pytorch#32008).
     Returns when all have returned. The GIL is not held.
     """
     parallel = _openmp_parallel()

@@ -1,8 +1,5 @@
 """vLLM's CPU worker with sequence groups."""
 
-from typing import Any
-
-from attention_kernels.cpu import warm_up
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.cpu_worker import CPUWorker
 

@@ -86,17 +86,30 @@ def test_without_openmp_one_thread_does_the_work(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(attend(case)[0], expected[0])
 
 
-def test_no_second_pool_beside_torchs_threads() -> None:
+def test_the_threads_are_torchs_own_and_stay() -> None:
+    """No second pool, and no smaller team: one would end threads that a server has bound."""
     before = torch.get_num_threads()
+    case = batch()
+    tiny = (Row(1, case.rows[3].segments[1:]),)
+    small = replace(case, rows=tiny, query=case.query[:1, :6], **_first_heads(case, 2))
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(4)
         torch.ones(1000, 1000).exp_()
         threads = set(os.listdir("/proc/self/task"))
-        assert cpu_threads.num_workers() == 2
-        attend(batch())
-        assert set(os.listdir("/proc/self/task")) <= threads
+        assert cpu_threads.num_workers() == 4
+        for problem in (case, small, case):
+            attend(problem)
+        torch.ones(1000, 1000).exp_()
+        assert set(os.listdir("/proc/self/task")) == threads
     finally:
         torch.set_num_threads(before)
+
+
+def _first_heads(case: Case, number: int) -> dict[str, torch.Tensor]:
+    return {
+        "key_cache": case.key_cache[:, :, :number],
+        "value_cache": case.value_cache[:, :, :number],
+    }
 
 
 def test_warm_up_compiles_the_kernel() -> None:

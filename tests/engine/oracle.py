@@ -1,0 +1,161 @@
+"""A dense oracle: forks and joins as a mask over one sequence, without blocks, requests or schedules.
+
+It generates its own tokens with transformers in float32: every token keeps an explicit list of the
+tokens it sees and a RoPE position, and nothing of the plugin is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .tiny import EOS, FIRST_NUMBER, IdGrammar
+
+
+class DenseGraph:
+    """Tokens with positions and explicit visibility, computed by one masked forward."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.sees: list[list[int]] = []
+
+    def add(self, token: int, position: int, context: list[int]) -> int:
+        """Append a token that sees ``context`` and itself; return its index."""
+        index = len(self.tokens)
+        self.tokens.append(token)
+        self.positions.append(position)
+        self.sees.append([*context, index])
+        return index
+
+    @torch.inference_mode()
+    def forward(self) -> Any:
+        """Run the model over all tokens."""
+        num = len(self.tokens)
+        mask = torch.full((num, num), torch.finfo(torch.float32).min)
+        for row, seen in enumerate(self.sees):
+            mask[row, seen] = 0.0
+        return self.model(
+            torch.tensor([self.tokens]),
+            attention_mask=mask[None, None],
+            position_ids=torch.tensor([self.positions]),
+            use_cache=True,
+        )
+
+    def next_token(self, index: int) -> int:
+        """Return the most likely token behind the token at ``index``."""
+        return int(self.forward().logits[0, index].argmax())
+
+
+@dataclass
+class Answer:
+    """What the oracle wrote: the visible tokens, and the graph they came from."""
+
+    graph: DenseGraph
+    prompt_len: int
+    visible: list[int] = field(default_factory=list)
+    num_forks: int = 0
+    finish: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of a request that the oracle reproduces."""
+
+    max_tokens: int
+    max_depth: int = 2
+    path_tokens: int | None = None
+
+
+class _Full(Exception):
+    """The client's budget is used up."""
+
+
+class Oracle:
+    """Writes an answer in the id grammar, depth first, in visible order."""
+
+    def __init__(self, model: Any, grammar: IdGrammar, budget: Budget) -> None:
+        self._model, self._grammar, self._budget = model, grammar, budget
+
+    def answer(self, prompt: list[int]) -> Answer:
+        """Write an answer to a prompt."""
+        self._answer = Answer(DenseGraph(self._model), len(prompt))
+        context = self._given([], prompt, 0, visible=False)
+        try:
+            self._lane(context, len(prompt), 0, 0, None)
+            self._answer.finish = "stop"
+        except _Full:
+            self._answer.finish = "length"
+        return self._answer
+
+    def _show(self, token: int) -> None:
+        self._answer.visible.append(token)
+        if len(self._answer.visible) == self._budget.max_tokens:
+            raise _Full
+
+    def _given(
+        self, context: list[int], tokens: Any, position: int, visible: bool = True
+    ) -> list[int]:
+        for offset, token in enumerate(tokens):
+            if visible:
+                self._show(token)
+            context = [*context, self._answer.graph.add(token, position + offset, context)]
+        return context
+
+    def _lane(
+        self, context: list[int], position: int, critical: int, depth: int, budget: int | None
+    ) -> tuple[list[int], int, int]:
+        """Write one lane; return its context, the position behind its end tag, and its length."""
+        grammar = self._grammar
+        while True:
+            token = self._answer.graph.next_token(context[-1])
+            if token == EOS:
+                if depth == 0:
+                    self._show(token)
+                    return context, position, critical
+                return *self._end(context, position, grammar.path_close), critical
+            self._show(token)
+            context = [*context, self._answer.graph.add(token, position, context)]
+            position, critical = position + 1, critical + 1
+            if token in grammar.triggers and depth < self._budget.max_depth:
+                context, position, critical = self._block(
+                    context, position, critical, depth, budget
+                )
+            elif depth and token in grammar.ends:
+                return *self._end(context, position, ()), critical
+            elif budget is not None and critical >= budget:
+                return *self._end(context, position, grammar.path_close), critical
+
+    def _end(
+        self, context: list[int], position: int, close: tuple[int, ...]
+    ) -> tuple[list[int], int]:
+        context = self._given(context, close, position)
+        position += len(close)
+        return self._given(context, self._grammar.path_after, position), position
+
+    def _block(
+        self, context: list[int], position: int, critical: int, depth: int, budget: int | None
+    ) -> tuple[list[int], int, int]:
+        grammar = self._grammar
+        self._answer.num_forks += 1
+        fork = self._given(context, grammar.fork_after, position)
+        joined, longest, slowest = list(fork), position, critical
+        own = None if self._budget.path_tokens is None else critical + self._budget.path_tokens
+        limits = [b for b in (own, budget) if b is not None]
+        for number in range(grammar.num_paths):
+            start = (*grammar.path_start, FIRST_NUMBER + number + 1)
+            lane = self._given(fork, start, position)
+            lane, end, length = self._lane(
+                lane, position + len(start), critical, depth + 1, min(limits, default=None)
+            )
+            joined += lane[len(fork) :]
+            longest, slowest = max(longest, end), max(slowest, length)
+        if grammar.join_mode == "reprefill":
+            copies = [self._answer.graph.tokens[i] for i in joined[len(fork) :]]
+            joined = self._given(fork, copies, position, visible=False)
+            longest = position + len(copies)
+        joined = self._given(joined, grammar.join_start, longest)
+        return joined, longest + len(grammar.join_start), slowest

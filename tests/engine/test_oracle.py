@@ -1,0 +1,85 @@
+"""INV-2 on a random model: tokens and K/V equal the dense oracle's, whatever the schedule."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .oracle import Answer, Budget, Oracle
+from .tiny import VOCAB_SIZE, IdGrammar
+
+KV_TOLERANCE = 2e-4
+
+
+def prompts(num: int, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(40, VOCAB_SIZE) for _ in range(rng.randint(3, 70))] for _ in range(num)]
+
+
+def assert_equal(output: Any, answer: Answer, snapshot: Any) -> None:
+    """Compare visible tokens, then K/V of everything the group held, layer by layer."""
+    completion = output.outputs[0]
+    assert list(completion.token_ids) == answer.visible
+    assert completion.finish_reason == answer.finish
+    if answer.num_forks == 0:
+        return
+    assert output.kv_transfer_params["parallel_think"]["forks"] == answer.num_forks
+    # Either may know more than the client saw: the oracle stops at the cut, siblings run on behind it.
+    num = min(len(snapshot.tokens), len(answer.graph.tokens))
+    assert num and snapshot.tokens[:num] == answer.graph.tokens[:num]
+    cache = answer.graph.forward().past_key_values
+    for kind, ours in (("keys", snapshot.keys), ("values", snapshot.values)):
+        dense = torch.stack([getattr(layer, kind)[0].transpose(0, 1) for layer in cache.layers])
+        error = (torch.cat(ours, dim=1)[:, :num] - dense[:, :num]).abs().max().item()
+        assert error < KV_TOLERANCE, f"{kind} differ by {error}"
+
+
+CASES = [
+    pytest.param(IdGrammar(num_paths=2), {"block_size": 16}, id="2-paths-block-16"),
+    pytest.param(IdGrammar(num_paths=3), {"block_size": 32}, id="3-paths-block-32"),
+    pytest.param(IdGrammar(num_paths=8), {"block_size": 128, "max_model_len": 8192}, id="8-paths-block-128"),
+    pytest.param(
+        IdGrammar(num_paths=3, fork_after=(10,), path_after=(11, 12)),
+        {"block_size": 16},
+        id="separators",
+    ),
+    pytest.param(IdGrammar(num_paths=3, join_mode="reprefill"), {"block_size": 16}, id="reprefill"),
+    pytest.param(
+        IdGrammar(num_paths=4),
+        {"block_size": 16, "max_num_batched_tokens": 24, "max_num_seqs": 3},
+        id="chunked-prefill-few-seats",
+    ),
+]
+
+
+@pytest.mark.parametrize(("grammar", "engine_args"), CASES)
+def test_greedy_equals_dense_mask(
+    grammar: IdGrammar,
+    engine_args: dict[str, Any],
+    hf_model: Any,
+    make_engine: Any,
+    tmp_path: Path,
+) -> None:
+    from vllm import SamplingParams
+
+    engine = make_engine(options={"profile": grammar.write(tmp_path)}, **engine_args)
+    budget = Budget(max_tokens=150, path_tokens=24)
+    asked = prompts(5, seed=grammar.num_paths)
+    params = SamplingParams(
+        max_tokens=budget.max_tokens, temperature=0, extra_args={"pt_path_tokens": 24}
+    )
+    plain = SamplingParams(max_tokens=60, temperature=0, extra_args={"parallel_think": "off"})
+    answers = [Oracle(hf_model, grammar, budget).answer(prompt) for prompt in asked]
+    assert sum(answer.num_forks for answer in answers) >= 3, "the grammar was hardly exercised"
+    alone = engine.generate(asked, plain)
+    outputs = engine.generate([*asked, *asked], [params] * 5 + [plain] * 5)
+    for output, answer in zip(outputs[:5], answers, strict=True):
+        request_id = next(i for i in engine.snapshots if i.startswith(f"{output.request_id}-"))
+        assert_equal(output, answer, engine.snapshots[request_id])
+    for mixed, single in zip(outputs[5:], alone, strict=True):
+        assert mixed.outputs[0].token_ids == single.outputs[0].token_ids
+    engine.assert_all_blocks_free()
