@@ -41,7 +41,11 @@ def assert_equal(output: Any, answer: Answer, snapshot: Any) -> None:
 CASES = [
     pytest.param(IdGrammar(num_paths=2), {"block_size": 16}, id="2-paths-block-16"),
     pytest.param(IdGrammar(num_paths=3), {"block_size": 32}, id="3-paths-block-32"),
-    pytest.param(IdGrammar(num_paths=8), {"block_size": 128, "max_model_len": 8192}, id="8-paths-block-128"),
+    pytest.param(
+        IdGrammar(num_paths=8),
+        {"block_size": 128, "max_model_len": 8192, "depth": 1},
+        id="8-paths-block-128",
+    ),
     pytest.param(
         IdGrammar(num_paths=3, fork_after=(10,), path_after=(11, 12)),
         {"block_size": 16},
@@ -66,11 +70,15 @@ def test_greedy_equals_dense_mask(
 ) -> None:
     from vllm import SamplingParams
 
-    engine = make_engine(options={"profile": grammar.write(tmp_path)}, **engine_args)
-    budget = Budget(max_tokens=150, path_tokens=24)
+    args = {**engine_args}
+    depth = args.pop("depth", 2)
+    engine = make_engine(options={"profile": grammar.write(tmp_path)}, **args)
+    budget = Budget(max_tokens=150, path_tokens=24, max_depth=depth)
     asked = prompts(5, seed=grammar.num_paths)
     params = SamplingParams(
-        max_tokens=budget.max_tokens, temperature=0, extra_args={"pt_path_tokens": 24}
+        max_tokens=budget.max_tokens,
+        temperature=0,
+        extra_args={"pt_path_tokens": 24, "pt_max_depth": depth},
     )
     plain = SamplingParams(max_tokens=60, temperature=0, extra_args={"parallel_think": "off"})
     answers = [Oracle(hf_model, grammar, budget).answer(prompt) for prompt in asked]
