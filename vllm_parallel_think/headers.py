@@ -42,9 +42,10 @@ class HeaderBook:
         fill, position = zip(*changed.values(), strict=True)
         return BlockHeaders(tuple(changed), fill, position)
 
-    def __len__(self) -> int:
-        """Return how many blocks have a header of their own."""
-        return len(self._current)
+    @property
+    def idle(self) -> bool:
+        """Whether every block has its plain header, and the worker knows."""
+        return not self._current and not self._changed
 
     def _set(self, block: int, header: tuple[int, int]) -> None:
         self._changed[block] = header

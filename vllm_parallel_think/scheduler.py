@@ -99,9 +99,10 @@ class GroupSchedulerMixin(Scheduler):
         max_tokens = request.max_tokens
         if options.max_total_tokens is not None:
             max_tokens = min(max_tokens, options.max_total_tokens)
+        pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         return Limits(
             block_size=self.block_size,
-            index_blocks=(self.max_model_len - 1) // self.block_size,
+            index_blocks=min((self.max_model_len - 1) // self.block_size, pool),
             max_tokens=max_tokens,
             max_forks=options.max_forks,
             has_room=self._has_room,
@@ -135,7 +136,7 @@ class GroupSchedulerMixin(Scheduler):
     # -- scheduling ----------------------------------------------------------------------------
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        if not self._families and not len(self._headers):
+        if not self._families and self._headers.idle:
             return super().schedule(throttle_prefills)
         parked = self._unpark()
         if parked:

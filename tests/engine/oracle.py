@@ -6,6 +6,7 @@ tokens it sees and a RoPE position, and nothing of the plugin is imported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class DenseGraph:
 class Answer:
     """What the oracle wrote: the visible tokens, and the graph they came from."""
 
-    graph: DenseGraph
+    graph: Any
     prompt_len: int
     visible: list[int] = field(default_factory=list)
     num_forks: int = 0
@@ -75,14 +76,20 @@ class _Full(Exception):
 
 
 class Oracle:
-    """Writes an answer in the id grammar, depth first, in visible order."""
+    """Writes an answer in the id grammar, depth first, in visible order.
+
+    Takes a transformers model, or a class of graphs with the interface of :class:`DenseGraph`.
+    """
 
     def __init__(self, model: Any, grammar: IdGrammar, budget: Budget) -> None:
-        self._model, self._grammar, self._budget = model, grammar, budget
+        self._make_graph: Callable[[], Any] = (
+            model if isinstance(model, type) else lambda: DenseGraph(model)
+        )
+        self._grammar, self._budget = grammar, budget
 
     def answer(self, prompt: list[int]) -> Answer:
         """Write an answer to a prompt."""
-        self._answer = Answer(DenseGraph(self._model), len(prompt))
+        self._answer = Answer(self._make_graph(), len(prompt))
         context = self._given([], prompt, 0, visible=False)
         try:
             self._lane(context, len(prompt), 0, 0, None)
@@ -114,7 +121,7 @@ class Oracle:
             token = self._answer.graph.next_token(context[-1])
             if token == EOS:
                 if depth == 0:
-                    self._show(token)
+                    self._answer.visible.append(token)
                     return context, position, critical
                 return *self._end(context, position, grammar.path_close), critical
             self._show(token)

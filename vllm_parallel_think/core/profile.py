@@ -217,10 +217,12 @@ def _is_a(value: object, kind: type | tuple[type, ...]) -> bool:
 
 def _tags(value: object, where: str) -> tuple[Tag, ...]:
     items = value if isinstance(value, list) else [value]
+    tags: list[Tag] = []
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (str, int)):
             raise OptionError(f"{where}: expected text or a token id, got {item!r}")
-    return tuple(item for item in items if item != "")
+        tags.append(item)
+    return tuple(tag for tag in tags if tag != "")
 
 
 def _check(profile: Profile, source: str) -> None:

@@ -102,24 +102,24 @@ class Scanner:
         text = self._text = self._text + piece
         self._num_tokens += 1
 
-        def completed(tag: Tag | None) -> bool:
+        def end_of(tag: Tag | None) -> int:
+            """Where a tag that this token completes ends in the text; 0 if it completes none."""
             if tag is None or isinstance(tag, int):
-                return tag == token_id
-            return text.find(tag, max(0, len(text) - len(piece) - len(tag) + 1)) >= 0
+                return len(text) if tag == token_id else 0
+            at = text.rfind(tag, max(0, len(text) - len(piece) - len(tag) + 1))
+            return at + len(tag) if at >= 0 else 0
 
-        if completed(self._rule.open):
-            self._opened_at = len(text)
-        if completed(self._rule.names_after):
-            self._names_from = len(text)
-        if any(map(completed, self._rule.trigger)):
-            return ForkSeen(self._read_names(text), self._opened_at >= 0)
-        if self._in_path:
-            if completed(self._path.open):
+        self._opened_at = end_of(self._rule.open) or self._opened_at
+        self._names_from = end_of(self._rule.names_after) or self._names_from
+        if self._in_path:  # first, as a grammar may fork and end paths by the same text
+            if end_of(self._path.open):
                 self._inner_paths += 1
-            elif any(map(completed, self._path.end)):
+            elif any(map(end_of, self._path.end)):
                 if self._inner_paths == 0:
                     return PathEnd()
                 self._inner_paths -= 1
+        if any(map(end_of, self._rule.trigger)):
+            return ForkSeen(self._read_names(text), self._opened_at >= 0)
         return self._outline_is_full(text, piece)
 
     def at_end(self) -> ForkSeen | None:

@@ -1,0 +1,113 @@
+"""Options of the server and of a request; a client's input ends in a message, never in a crash."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_parallel_think.core.errors import OptionError
+from vllm_parallel_think.core.options import RequestOptions, ServerOptions, parse_request
+
+PROFILES = ("multiverse", "npr")
+
+
+def request(extra, server=None) -> RequestOptions:
+    return parse_request(extra, server or ServerOptions(), PROFILES, "multiverse")
+
+
+def test_empty_settings_are_the_defaults():
+    assert ServerOptions.parse({}) == ServerOptions()
+    assert request(None) == request({}) == RequestOptions("multiverse", 8, 2)
+
+
+def test_server_settings_are_taken():
+    raw = {"profile": "npr", "profiles": ["a.toml"], "max_paths": 4, "held_kv_fraction": 1}
+    options = ServerOptions.parse(raw)
+    assert (options.profile, options.profiles, options.max_paths) == ("npr", ("a.toml",), 4)
+    assert options.held_kv_fraction == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([], "expected an object, got []"),
+        ({"max_path": 4}, "unknown key 'max_path'; allowed: profile, profiles, max_paths"),
+        ({"max_paths": 1}, "max_paths must be a whole number between 2 and 64, got 1"),
+        ({"max_paths": 65}, "between 2 and 64, got 65"),
+        ({"max_paths": True}, "got True"),
+        ({"max_paths": None}, "got None"),
+        ({"max_depth": 0}, "max_depth must be a whole number between 1 and 8"),
+        ({"max_forks": 0}, "max_forks must be a whole number between 1"),
+        ({"max_total_tokens": 0}, "max_total_tokens must be a whole number of at least 1"),
+        ({"block_size": 16.0}, "block_size must be a whole number between 1 and 1024, got 16.0"),
+        ({"held_kv_fraction": 0}, "above 0 and at most 1, got 0"),
+        ({"held_kv_fraction": float("nan")}, "above 0 and at most 1, got nan"),
+        ({"held_kv_fraction": "1"}, "must be a number, got '1'"),
+        ({"profile": 3}, "profile must be a name, got 3"),
+        ({"profiles": "a.toml"}, "profiles must be a list of .toml paths, got 'a.toml'"),
+        ({"profiles": [1]}, "profiles must be a list"),
+    ],
+)
+def test_wrong_server_setting_names_flag_key_and_range(raw, message):
+    with pytest.raises(OptionError) as caught:
+        ServerOptions.parse(raw)
+    assert message in str(caught.value)
+    assert "--additional-config" in str(caught.value)
+
+
+def test_request_keys_are_taken_and_foreign_ones_left_alone():
+    extra = {"other": object(), "parallel_think": "npr", "pt_max_paths": 3, "pt_max_depth": 0}
+    extra |= {"pt_path_tokens": 9, "pt_critical_tokens": 8, "pt_join": "reprefill"}
+    assert request(extra) == RequestOptions("npr", 3, 0, 9, 8, "reprefill")
+
+
+def test_off_leaves_a_request_alone():
+    assert request({"parallel_think": "off"}).profile is None
+    assert parse_request(None, ServerOptions(), PROFILES, "off").profile is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"pt_max_path": 4}, "vllm_xargs.pt_max_path is unknown; allowed: parallel_think, pt_max"),
+        ({"parallel_think": "x"}, "must be one of multiverse, npr, off; got 'x'"),
+        ({"parallel_think": ["npr"]}, "got ['npr']"),
+        ({"pt_max_paths": 9}, "pt_max_paths must be a whole number between 1 and 8, got 9"),
+        ({"pt_max_paths": "2"}, "got '2'"),
+        ({"pt_max_depth": 3}, "pt_max_depth must be a whole number between 0 and 2, got 3"),
+        ({"pt_path_tokens": 0}, "pt_path_tokens must be a whole number of at least 1, got 0"),
+        ({"pt_critical_tokens": None}, "got None"),
+        ({"pt_join": "copy"}, "pt_join must be kv or reprefill; got 'copy'"),
+        ({"pt_join": []}, "got []"),
+    ],
+)
+def test_wrong_request_key_names_value_and_range(extra, message):
+    with pytest.raises(OptionError) as caught:
+        request(extra)
+    assert message in str(caught.value)
+
+
+KEYS = st.sampled_from(
+    ["parallel_think", "pt_max_paths", "pt_max_depth", "pt_path_tokens", "pt_critical_tokens"]
+    + ["pt_join", "pt_", "other"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=9),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=3,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_request_is_answered_and_stays_within_the_servers_limits_INV4_INV5(extra):
+    server = ServerOptions(max_paths=4, max_depth=1)
+    try:
+        options = request(extra, server)
+    except OptionError as error:
+        assert "vllm_xargs" in str(error)
+    else:
+        assert 1 <= options.max_paths <= 4 and 0 <= options.max_depth <= 1
+        assert options.profile in (*PROFILES, None)

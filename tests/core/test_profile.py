@@ -1,0 +1,98 @@
+"""Profiles say what is wrong with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vllm_parallel_think.core.errors import OptionError
+from vllm_parallel_think.core.profile import builtin_profiles, load_profile, parse_profile
+
+GOOD = """
+name = "toy"
+summary = "a toy"
+[fork]
+trigger = "<F>"
+num_paths = 2
+[path]
+start = "<P>"
+end = "</P>"
+[join]
+start = "<J>"
+"""
+
+
+def test_built_in_profiles_load_under_their_own_names():
+    names = builtin_profiles()
+    assert set(names) == {"multiverse", "npr", "parallel-r1", "skeleton", "threadweaver"}
+    assert [load_profile(name).name for name in names] == list(names)
+
+
+def test_file_is_a_profile_with_defaults(tmp_path):
+    file = tmp_path / "toy.toml"
+    file.write_text(GOOD)
+    profile = load_profile(str(file))
+    assert (profile.fork.trigger, profile.path.start) == (("<F>",), ("<P>",))
+    assert (profile.join.mode, profile.max_depth, profile.opening) == ("kv", 8, ())
+
+
+def test_lists_mix_text_and_token_ids_and_drop_empty_text():
+    profile = parse_profile(GOOD.replace('"<P>"', '["<P>", 12, ""]'), "toy")
+    assert profile.path.start == ("<P>", 12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "toy"', "name = ", "not valid TOML"),
+        ("[join]", "[joint]", "the table [join] is missing"),
+        ('name = "toy"\n', "", "missing key 'name'"),
+        ('start = "<P>"\n', "", r"\[path\]: missing key 'start'"),
+        ('start = "<P>"', 'start = ""', "[path]: start must not be empty"),
+        ('start = "<J>"', 'start = ""', "[join]: start must not be empty"),
+        ('end = "</P>"', "end = []", "must name at least one tag"),
+        ('end = "</P>"', "end = 1.5", "expected text or a token id, got 1.5"),
+        ('end = "</P>"', "end = true", "expected text or a token id, got True"),
+        ("num_paths = 2", "num_paths = 1", "num_paths must be at least 2"),
+        ("num_paths = 2", "num_paths = true", "num_paths has the wrong type"),
+        ("num_paths = 2", "numpaths = 2", "unknown key 'numpaths'; allowed: ["),
+        ("num_paths = 2", "", "set exactly one of names and num_paths"),
+        ("num_paths = 2", "num_paths = 2\nnames = '(a)'", "set exactly one of names and num_paths"),
+        ("num_paths = 2", "names = '('", "names is not a regular expression"),
+        ("num_paths = 2", "names = 'a'", "names needs a group"),
+        ('start = "<J>"', 'start = "<J>"\nmode = "copy"', "mode must be 'kv' or 'reprefill'"),
+        ('name = "toy"', 'name = "toy"\nmax_depth = 0', "max_depth must be at least 1"),
+        ('start = "<J>"', 'start = "<J>"\nfirst_only = "x"', "first_only must be how"),
+    ],
+)
+def test_wrong_profile_names_the_key_and_what_is_allowed(old, new, message):
+    assert old in GOOD
+    with pytest.raises(OptionError) as caught:
+        parse_profile(GOOD.replace(old, new), "toy.toml")
+    assert message.replace("\\", "") in str(caught.value)
+    assert "toy.toml" in str(caught.value)
+
+
+def test_unknown_profile_and_missing_file_are_named():
+    with pytest.raises(OptionError, match=r"unknown profile 'x'; allowed: multiverse, npr"):
+        load_profile("x")
+    with pytest.raises(OptionError, match=r"'/nowhere/x.toml' does not exist"):
+        load_profile("/nowhere/x.toml")
+
+
+def test_file_that_is_not_text_is_named(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(OptionError, match=r"x\.toml"):
+        load_profile(str(file))
+
+
+def test_core_needs_neither_torch_nor_vllm():
+    code = (
+        "import sys, vllm_parallel_think.core.trace, vllm_parallel_think.core.group;"
+        "print(sorted({'torch', 'vllm', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

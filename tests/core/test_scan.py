@@ -1,0 +1,173 @@
+"""Tags are found in generated text, however a tokenizer splits them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from samples import MULTIVERSE, NPR, THREADS
+from vocabularies import ALL, Pieces, chars, odd, tags
+
+from vllm_parallel_think.core.profile import Profile, load_profile
+from vllm_parallel_think.core.scan import Event, ForkSeen, Grammar, PathEnd, PathName
+
+
+def events(
+    profile: str | Profile,
+    text: str,
+    vocabulary: Pieces,
+    *,
+    in_path: bool = False,
+    max_names: int = 8,
+    seed: str = "",
+) -> list[tuple[str, Event]]:
+    """Return what a scanner sees, each with the text up to there."""
+    loaded = load_profile(profile) if isinstance(profile, str) else profile
+    scanner = Grammar(loaded, vocabulary).scanner(in_path=in_path, max_names=max_names, seed=seed)
+    seen, read = [], ""
+    for token in vocabulary.encode(text):
+        read += vocabulary.piece(token)
+        event = scanner.feed(token)
+        if event is not None:
+            seen.append((read, event))
+    return seen
+
+
+def names(*pairs: tuple[str, str] | str) -> tuple[PathName, ...]:
+    return tuple(PathName(p) if isinstance(p, str) else PathName(*p) for p in pairs)
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+@pytest.mark.parametrize(
+    ("profile", "outline"), [("multiverse", MULTIVERSE), ("npr", NPR), ("threadweaver", THREADS)]
+)
+def test_trigger_and_names_whatever_the_split(profile, outline, vocabulary):
+    ((read, event),) = events(profile, outline + " more", vocabulary())
+    assert event == ForkSeen(names("1", "2"), opened=True)
+    assert read == outline
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_names_right_behind_the_tag_they_are_read_after(vocabulary):
+    """A token may end one tag and begin the next, as ``><`` does."""
+    outline = "<guideline><plan>1: p</plan><plan>2: q</plan></guideline>"
+    ((_, event),) = events("npr", outline, vocabulary())
+    assert event == ForkSeen(names("1", "2"), opened=True)
+
+
+def test_tag_tail_merged_with_the_line_break_counts_once():
+    vocabulary = odd()
+    assert ">\n" in map(vocabulary.piece, vocabulary.encode("</Path>\n"))
+    ((read, event),) = events("multiverse", " p\n</Path>\n", vocabulary, in_path=True)
+    assert (read, event) == (" p\n</Path>\n", PathEnd())
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_forced_text_is_never_scanned(vocabulary):
+    """A scanner starts empty: an end tag in the prompt or in forced text ends nothing."""
+    ((read, _),) = events("multiverse", "x</Path>", vocabulary(), in_path=True)
+    assert read == "x</Path>"
+    assert events("multiverse", "ath>", vocabulary(), in_path=True) == []
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_path_end_outside_a_path_means_nothing(vocabulary):
+    assert events("multiverse", "x</Path> y", vocabulary()) == []
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_paths_written_inside_a_path_do_not_end_it(vocabulary):
+    text = "<Path>\n1: a\n</Path>\n<Path>\n2: b\n</Path> then\n</Path>"
+    ((read, event),) = events("multiverse", text, vocabulary(), in_path=True)
+    assert event == PathEnd()
+    assert read == text
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_trigger_without_its_opening_tag_is_seen_as_such(vocabulary):
+    text = MULTIVERSE.removeprefix("<Parallel>\n")
+    ((_, event),) = events("multiverse", text, vocabulary())
+    assert event == ForkSeen(names("1", "2"), opened=False)
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_names_come_from_the_last_outline_each_once(vocabulary):
+    text = MULTIVERSE + "\n<Goal>\n<Outline>3: x</Outline><Outline>3: y</Outline>"
+    text += "<Outline>4.1: z</Outline></Goal>"
+    (_, (_, event)) = events("multiverse", text, vocabulary())
+    assert event == ForkSeen(names("3", "4.1"), opened=True)
+
+
+def test_no_names_before_the_tag_they_are_read_after():
+    (event,) = [e for _, e in events("multiverse", "<Parallel><Outline>1:</Goal>", chars())]
+    assert event == ForkSeen((), opened=True)
+
+
+def test_tag_given_as_token_id_matches_that_token_only():
+    vocabulary = tags()
+    (tag,) = vocabulary.encode("</Goal>")
+    profile = load_profile("multiverse")
+    by_id = replace(profile, fork=replace(profile.fork, trigger=(tag,)))
+    ((_, event),) = events(by_id, MULTIVERSE, vocabulary)
+    assert event == ForkSeen(names("1", "2"), opened=True)
+    split = chars()
+    assert split.encode("x")[0] not in split.encode(MULTIVERSE)
+    absent = replace(profile, fork=replace(profile.fork, trigger=(10_000,)))
+    assert events(absent, MULTIVERSE, split) == []
+
+
+def test_unnamed_paths_are_numbered():
+    ((_, event),) = events("parallel-r1", "so<Parallel>", tags())
+    assert event == ForkSeen(names("1", "2"), opened=True)
+
+
+class TestSkeleton:
+    """A grammar without tags: a numbered outline, in several ways to end."""
+
+    OUTLINE = " Apples\n2. **Pears**: sweet\n3) Plums.\n"
+    NAMES = names(("1", "Apples"), ("2", "Pears"), ("3", "Plums"))
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_blank_line_forks_with_titles(self, vocabulary):
+        ((_, event),) = events("skeleton", self.OUTLINE + "\n", vocabulary(), seed="1.")
+        assert event == ForkSeen(self.NAMES, opened=True)
+
+    def test_full_outline_forks_at_the_end_of_its_line(self):
+        read, event = events("skeleton", self.OUTLINE, chars(), seed="1.", max_names=2)[0]
+        assert event == ForkSeen(self.NAMES[:2], opened=True)
+        assert read.endswith("sweet\n")
+
+    def test_long_outline_forks_by_its_complete_lines(self):
+        text = self.OUTLINE + "4. A fourth point that goes on and on" + " and on" * 30
+        read, event = events("skeleton", text, chars(), seed="1.")[0]
+        assert event == ForkSeen(self.NAMES, opened=True)
+        assert len(read) == load_profile("skeleton").fork.max_outline_tokens
+
+    def test_end_of_sequence_forks_if_there_are_two_names(self):
+        grammar = Grammar(load_profile("skeleton"), chars())
+        for text, count in ((" Apples", 0), (" Apples\n2. Pears", 2)):
+            scanner = grammar.scanner(in_path=False, max_names=8, seed="1.")
+            for token in grammar.vocabulary.encode(text):
+                assert scanner.feed(token) is None
+            seen = scanner.at_end()
+            assert (len(seen.names) if seen else 0) == count
+
+    def test_end_of_sequence_means_nothing_in_other_grammars(self):
+        vocabulary = tags()
+        scanner = Grammar(load_profile("npr"), vocabulary).scanner(in_path=False, max_names=8)
+        for token in vocabulary.encode(NPR.removesuffix("</guideline>")):
+            scanner.feed(token)
+        assert scanner.at_end() is None
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_blank_line_ends_a_path_although_it_also_forks(self, vocabulary):
+        ((read, event),) = events("skeleton", "Red.\n\nmore", vocabulary(), in_path=True)
+        assert (read, event) == ("Red.\n\n", PathEnd())
+
+
+def test_forced_text_is_filled_in_and_token_ids_are_kept():
+    vocabulary = tags()
+    grammar = Grammar(load_profile("multiverse"), vocabulary)
+    tokens = grammar.forced(("\n{name}: {title}", 7, "{name}"), PathName("2", "Pears"))
+    assert tokens == (*vocabulary.encode("\n2: Pears"), 7, *vocabulary.encode("2"))
+    assert vocabulary.decode(list(grammar.forced(("{name}",)))) == "{name}"

@@ -1,0 +1,326 @@
+"""vLLM's real scheduler, ours on top, and a worker whose attention is a hash.
+
+The worker keeps a paged KV cache in which every slot holds a fingerprint of (token, RoPE position, the
+fingerprints of all slots it sees): what a layer of a transformer keeps, at a millionth of the price. A
+branch that sees one slot too many, misses one, reads a block that was handed to somebody else, or sits
+at a wrong position gets another fingerprint, and with it another text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from tests.engine.tiny import EOS, IdGrammar
+from vllm_parallel_think.core.graph import State
+from vllm_parallel_think.messages import NATURAL, GroupSchedulerOutput
+from vllm_parallel_think.plugin import register
+from vllm_parallel_think.scheduler import AsyncGroupScheduler, GroupScheduler
+
+TOKENS = range(40, 100)
+"""What a text consists of beside tags."""
+
+
+def fingerprint(token: int, position: int, seen: list[bytes]) -> bytes:
+    """Stand in for the K/V of a token that sees others, in order."""
+    digest = hashlib.blake2b(f"{token}@{position}".encode(), digest_size=8)
+    for other in seen:
+        digest.update(other)
+    return digest.digest()
+
+
+def sample(state: bytes, grammar: IdGrammar) -> int:
+    """Stand in for greedy sampling: a tag now and then, else a word."""
+    rng = random.Random(state)
+    draw = rng.random()
+    if draw < 0.06:
+        return rng.choice(grammar.triggers)
+    if draw < 0.16:
+        return rng.choice(grammar.ends)
+    return EOS if draw < 0.175 else rng.choice(TOKENS)
+
+
+def hash_graph(grammar: IdGrammar) -> type:
+    """Return a graph class for the oracle that computes the same fingerprints, without blocks."""
+
+    class HashGraph:
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+            self.states: list[bytes] = []
+
+        def add(self, token: int, position: int, context: list[int]) -> int:
+            self.tokens.append(token)
+            self.states.append(fingerprint(token, position, [self.states[i] for i in context]))
+            return len(self.tokens) - 1
+
+        def next_token(self, index: int) -> int:
+            return sample(self.states[index], grammar)
+
+    return HashGraph
+
+
+@dataclass
+class _Row:
+    tokens: list[int]
+    blocks: list[int]
+    num_computed: int
+
+
+class HashWorker:
+    """Executes scheduler outputs the way Model Runner V1 does, over fingerprints."""
+
+    def __init__(self, num_blocks: int, block_size: int, grammar: IdGrammar) -> None:
+        self.block_size, self.grammar = block_size, grammar
+        self.fill = [block_size] * num_blocks
+        self.position = [NATURAL] * num_blocks
+        self.cache: dict[tuple[int, int], bytes] = {}
+        self.rows: dict[str, _Row] = {}
+
+    def execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
+        """Run one step."""
+        self._apply_headers(output)
+        self._update_rows(output)
+        ids = list(output.num_scheduled_tokens)
+        sampled = [self._run(req_id, output) for req_id in ids]
+        return ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={req_id: i for i, req_id in enumerate(ids)},
+            sampled_token_ids=sampled,
+        )
+
+    def _apply_headers(self, output: SchedulerOutput) -> None:
+        headers = output.headers if isinstance(output, GroupSchedulerOutput) else None
+        if headers is None:
+            return
+        rows = zip(headers.blocks, headers.fill, headers.position, strict=True)
+        for block, fill, position in rows:
+            self.fill[block], self.position[block] = fill, position
+
+    def _update_rows(self, output: SchedulerOutput) -> None:
+        for req_id in output.finished_req_ids:
+            self.rows.pop(req_id, None)
+        for new in output.scheduled_new_reqs:
+            self.rows[new.req_id] = _Row(
+                list(new.prompt_token_ids), list(new.block_ids[0]), new.num_computed_tokens
+            )
+        cached = output.scheduled_cached_reqs
+        for i, req_id in enumerate(cached.req_ids):
+            row = self.rows[req_id]
+            new_blocks = cached.new_block_ids[i]
+            if req_id in cached.resumed_req_ids:
+                row.blocks = list(new_blocks[0])
+                row.tokens = list(cached.all_token_ids[req_id])
+            elif new_blocks is not None:
+                row.blocks += new_blocks[0]
+            row.num_computed = cached.num_computed_tokens[i]
+
+    def _run(self, req_id: str, output: SchedulerOutput) -> list[int]:
+        row = self.rows[req_id]
+        start = row.num_computed
+        num = output.num_scheduled_tokens[req_id]
+        state = b""
+        for index in range(start, start + num):
+            state = self._write(row, index)
+        if start + num < len(row.tokens):
+            return []
+        token = sample(state, self.grammar)
+        row.tokens.append(token)
+        return [token]
+
+    def _write(self, row: _Row, index: int) -> bytes:
+        block, slot = self._at(row, index)
+        base = self.position[block]
+        position = index if base == NATURAL else base + slot
+        seen = []
+        for other in range(index):
+            at = self._at(row, other)
+            if at[1] < self.fill[at[0]]:
+                seen.append(self.cache[at])
+        state = fingerprint(row.tokens[index], position, seen)
+        self.cache[(block, slot)] = state
+        return state
+
+    def _at(self, row: _Row, index: int) -> tuple[int, int]:
+        return row.blocks[index // self.block_size], index % self.block_size
+
+
+@dataclass
+class Client:
+    """What one client asked for and has got so far."""
+
+    request_id: str
+    prompt: list[int]
+    parallel: bool
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+    summary: dict[str, Any] | None = None
+    aborted: bool = False
+
+
+class Simulation:
+    """A scheduler, a hash worker, and the clients between them."""
+
+    def __init__(
+        self,
+        model: Path,
+        profile: str,
+        grammar: IdGrammar,
+        *,
+        asynchronous: bool,
+        num_blocks: int = 64,
+        block_size: int = 16,
+        max_num_seqs: int = 8,
+        max_num_batched_tokens: int = 64,
+        max_model_len: int = 2048,
+        policy: str = "fcfs",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        register()
+        config = EngineArgs(
+            str(model),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=block_size,
+            scheduling_policy=policy,
+            additional_config={"parallel_think": {"profile": profile, **(options or {})}},
+        ).create_engine_config()
+        config.cache_config.num_gpu_blocks = num_blocks
+        config.scheduler_config.async_scheduling = asynchronous
+        spec = FullAttentionSpec(
+            block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
+        )
+        scheduler_cls = AsyncGroupScheduler if asynchronous else GroupScheduler
+        self.scheduler = scheduler_cls(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(
+                num_blocks=num_blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=block_size,
+            log_stats=True,
+        )
+        self.worker = HashWorker(num_blocks, block_size, grammar)
+        init_none_hash(sha256)
+        self.hasher = get_request_block_hasher(block_size, sha256)
+        self.pending: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
+        self.depth = 2 if asynchronous else 1
+        self.clients: dict[str, Client] = {}
+
+    def add(
+        self, prompt: list[int], *, parallel: bool = True, max_tokens: int = 80, **extra: Any
+    ) -> Client:
+        """Send a request."""
+        request_id = f"r{len(self.clients)}"
+        args = dict(extra) if parallel else {"parallel_think": "off"}
+        params = SamplingParams(max_tokens=max_tokens, temperature=0, extra_args=args)
+        params._eos_token_id = EOS
+        client = Client(request_id, prompt, parallel)
+        self.clients[request_id] = client
+        self.scheduler.add_request(
+            Request(
+                request_id=request_id,
+                prompt_token_ids=list(prompt),
+                sampling_params=params,
+                pooling_params=None,
+                arrival_time=float(len(self.clients)),
+                block_hasher=self.hasher,
+            )
+        )
+        return client
+
+    def step(self) -> bool:
+        """Run one engine step; return whether anything is left to do."""
+        if self.scheduler.has_requests():
+            output = self.scheduler.schedule()
+            self.pending.append((output, self.worker.execute(output)))
+        if self.pending and (
+            len(self.pending) >= self.depth or not self.scheduler.has_unfinished_requests()
+        ):
+            self._deliver(*self.pending.popleft())
+        self.check()
+        return bool(self.pending) or self.scheduler.has_requests()
+
+    def run(self, limit: int = 3000) -> None:
+        """Run until every client has its answer."""
+        for _ in range(limit):
+            if not self.step():
+                break
+        else:
+            raise AssertionError("the engine did not come to an end")
+        pool = self.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+        assert not self.scheduler._families
+        assert not self.scheduler.requests
+
+    def abort(self, client: Client) -> None:
+        """Disconnect a client."""
+        client.aborted = True
+        self.scheduler.finish_requests(client.request_id, RequestStatus.FINISHED_ABORTED)
+
+    def preempt(self, index: int) -> None:
+        """Preempt a running request, as vLLM does when blocks run out."""
+        running = self.scheduler.running
+        if running:
+            request = running.pop(index % len(running))
+            self.scheduler._preempt_request(request, time.monotonic())
+            # It may run again in the very next step, which vLLM's own preemption never allows.
+            self.scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+
+    def reset(self) -> None:
+        """Drop all K/V, as vLLM does when weights are updated."""
+        self.scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    def check(self) -> None:
+        """INV-3 and INV-4: every reference on a block has an owner, and limits hold."""
+        scheduler = self.scheduler
+        manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+        owners = Counter(b.block_id for blocks in manager.req_to_blocks.values() for b in blocks)
+        for blocks in scheduler._ledger._blocks.values():
+            owners.update(b.block_id for b in blocks)
+        pool = scheduler.kv_cache_manager.block_pool
+        for block in pool.blocks[1:]:
+            assert block.ref_cnt == owners[block.block_id], block
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1 - len(owners)
+        for family in scheduler._families:
+            live = [n for n in family.group.nodes if n.state in (State.LIVE, State.CLOSING)]
+            assert len(live) <= scheduler._settings.options.max_paths ** 2
+            assert all(node.depth <= 2 for node in live)
+            held = [node for node in family.group.nodes if node.sealed]
+            assert all(node in scheduler._ledger._blocks for node in held)
+
+    def _deliver(self, output: SchedulerOutput, result: ModelRunnerOutput) -> None:
+        for engine_outputs in self.scheduler.update_from_output(output, result).values():
+            for out in engine_outputs.outputs:
+                client = self.clients[out.request_id]
+                assert client.finish is None, "output behind the last one"
+                if client.aborted:
+                    continue
+                assert out.new_token_ids or out.finished
+                client.tokens += out.new_token_ids
+                client.finish = str(out.finish_reason) if out.finished else None
+                params = out.kv_transfer_params or {}
+                client.summary = params.get("parallel_think", client.summary)
+                if out.finished and isinstance(out.stop_reason, str):
+                    client.finish = out.stop_reason
+

@@ -1,0 +1,69 @@
+"""INV-2, INV-3 and INV-4 over schedules: whatever happens, answers equal the oracle's."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.oracle import Budget, Oracle
+from tests.engine.tiny import VOCAB_SIZE, IdGrammar
+
+GRAMMARS = [
+    IdGrammar(num_paths=2),
+    IdGrammar(num_paths=3, fork_after=(10,), path_after=(11, 12)),
+    IdGrammar(num_paths=4, join_mode="reprefill"),
+]
+
+
+def prompt(rng: random.Random) -> list[int]:
+    return [rng.randrange(170, VOCAB_SIZE) for _ in range(rng.randint(1, 50))]
+
+
+def simulate(model: Path, folder: Path, grammar: IdGrammar, **kwargs: Any) -> Any:
+    from .simulator import Simulation
+
+    simulation = Simulation(model, grammar.write(folder), grammar, **kwargs)
+    # Whether the pool has room for a fork depends on the load; here the text must not.
+    simulation.scheduler._has_room = lambda num_blocks: True
+    return simulation
+
+
+def assert_answers(simulation: Any, grammar: IdGrammar, max_tokens: int, path_tokens: int) -> int:
+    """Compare every answer that was not aborted with the oracle's; return the number of forks."""
+    from .simulator import hash_graph
+
+    graph, forks = hash_graph(grammar), 0
+    for client in simulation.clients.values():
+        depth = 2 if client.parallel else 0
+        budget = Budget(max_tokens=max_tokens, max_depth=depth, path_tokens=path_tokens)
+        answer = Oracle(graph, grammar, budget).answer(client.prompt)
+        if client.aborted:
+            assert client.tokens == answer.visible[: len(client.tokens)]
+            continue
+        assert client.tokens == answer.visible
+        assert client.finish == answer.finish
+        forks += answer.num_forks
+    return forks
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.name)
+@pytest.mark.parametrize("every", [0, 1, 2, 3, 5])
+def test_forced_preemption(
+    asynchronous: bool, grammar: IdGrammar, every: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Preempting somebody every k steps changes no token."""
+    rng = random.Random(every)
+    simulation = simulate(tiny_model, tmp_path, grammar, asynchronous=asynchronous, num_blocks=200)
+    for number in range(6):
+        simulation.add(prompt(rng), parallel=number % 3 != 2, pt_path_tokens=20)
+    for step in range(1, 400):
+        if every and step % every == 0:
+            simulation.preempt(rng.randrange(8))
+        if not simulation.step():
+            break
+    simulation.run()
+    assert assert_answers(simulation, grammar, 80, 20) > 0

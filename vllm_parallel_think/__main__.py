@@ -1,0 +1,82 @@
+"""Tools for people who write a profile or debug a model: ``python -m vllm_parallel_think trace``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .core.errors import OptionError
+from .core.profile import builtin_profiles, load_profile
+from .core.scan import Vocabulary
+from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace
+
+
+class _Tokenizer:
+    """A tokenizer from a folder, as the grammar sees it."""
+
+    def __init__(self, folder: str) -> None:
+        if not Path(folder).is_dir():
+            raise OptionError(f"--tokenizer {folder!r} is not a folder")
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def piece(self, token_id: int) -> str:
+        """Return the text of one token, special tokens included."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise text without adding special tokens around it."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 1 for a text that breaks its grammar, or 2 for a wrong setting."""
+    options = _parser().parse_args(arguments)
+    try:
+        profile = load_profile(options.profile)
+        text = _read(options.file)
+        vocabulary: Vocabulary | None = _Tokenizer(options.tokenizer) if options.tokenizer else None
+        counted_by = f"those of {options.tokenizer}" if options.tokenizer else PIECE_RULE
+        result = trace(text, profile, vocabulary)
+    except GrammarError as error:
+        if options.json:
+            print(render_json(error, PIECE_RULE))
+        else:
+            print(f"{options.file}: {error}", file=sys.stderr)
+        return 1
+    except (OptionError, OSError, UnicodeDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(render_json(result, counted_by) if options.json else render(result, counted_by))
+    return 0
+
+
+def _read(file: str) -> str:
+    return sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vllm_parallel_think")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "trace",
+        help="show the tree of a finished answer",
+        description="Show the branches of a finished answer with their tokens, RoPE positions and "
+        "figures, or the first place where it breaks its grammar (exit code 1).",
+    )
+    command.add_argument("file", help="the answer's text, special tokens included; - for stdin")
+    names = ", ".join(builtin_profiles())
+    command.add_argument("--profile", required=True, help=f"{names}, or the path of a .toml file")
+    command.add_argument(
+        "--tokenizer", metavar="DIR", help=f"count this model's tokens (without: {PIECE_RULE})"
+    )
+    command.add_argument("--json", action="store_true", help="print a JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Summaries of answers where vLLM drops them: in streams, with ``n`` above 1, with several prompts.
+
+The scheduler sends a request's summary in ``kv_transfer_params["parallel_think"]``, which vLLM puts into
+the response of a request with one choice. With several choices it becomes a list here, one entry a
+choice (``None`` for a choice without a summary); a stream ends with one more chunk that carries the list
+in either case. Installed only in a configured server.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vllm.v1.engine.output_processor import RequestState
+from vllm.v1.engine.parallel_sampling import ParentRequest
+
+from .core.options import CONFIG_KEY
+from .patches import patch
+
+Summary = dict[str, Any]
+
+_DONE = "data: [DONE]\n\n"
+
+_choices: WeakKeyDictionary[ParentRequest, list[Summary | None]] = WeakKeyDictionary()
+"""Summaries of a request's choices so far, for ``n`` above 1."""
+
+
+def install() -> None:
+    """Let summaries reach every client; safe to call again."""
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+
+    patch(RequestState, "make_request_output", _gathering, ("kv_transfer_params",))
+    stream = ("self", "request", "result_generator")
+    patch(
+        OpenAIServingChat,
+        "chat_completion_stream_generator",
+        functools.partial(_summarised, OpenAIServingChat),
+        stream,
+    )
+    patch(
+        OpenAIServingCompletion,
+        "completion_stream_generator",
+        functools.partial(_summarised, OpenAIServingCompletion),
+        (*stream, "num_prompts"),
+    )
+    patch(
+        OpenAIServingCompletion,
+        "request_output_to_completion_response",
+        _of_every_prompt,
+        ("final_res_batch", "request"),
+    )
+
+
+def _gathering(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Patch: of ``n`` choices vLLM keeps the parameters of the one that spoke last.
+
+    Could go if vLLM kept ``kv_transfer_params`` by choice.
+    """
+
+    @functools.wraps(original)
+    def make_request_output(
+        self: RequestState,
+        new_token_ids: Any,
+        pooling_output: Any,
+        finish_reason: Any,
+        stop_reason: Any,
+        kv_transfer_params: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if self.parent_req is not None:
+            kv_transfer_params = _gather(self.parent_req, self.request_index, kv_transfer_params)
+        return original(
+            self,
+            new_token_ids,
+            pooling_output,
+            finish_reason,
+            stop_reason,
+            kv_transfer_params,
+            *args,
+            **kwargs,
+        )
+
+    return make_request_output
+
+
+def _gather(
+    parent: ParentRequest, index: int, params: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    summaries = _choices.get(parent)
+    if params is not None and CONFIG_KEY in params:
+        if summaries is None:
+            summaries = _choices[parent] = [None] * parent.n
+        summaries[index] = params[CONFIG_KEY]
+    if summaries is None:
+        return params
+    return {**(params or {}), CONFIG_KEY: list(summaries)}
+
+
+def _summarised(owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Patch: vLLM's streaming chunks have no field for ``kv_transfer_params``.
+
+    Could go if they had one. Subclasses turn the chunks into those of another API, which has no place
+    for ours and takes a chunk without choices for the usage: their streams stay as they are.
+    """
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    async def stream(*args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        call = signature.bind(*args, **kwargs)
+        values = call.arguments
+        ours = type(values["self"]) is owner
+        num_choices = values["request"].n or 1
+        summaries: list[Summary | None] = [None] * num_choices * values.get("num_prompts", 1)
+        if ours:
+            values["result_generator"] = _watch(values["result_generator"], summaries, num_choices)
+        first = None
+        async with aclosing(original(*call.args, **call.kwargs)) as chunks:
+            async for chunk in chunks:
+                first = first or chunk
+                if chunk == _DONE and any(summary is not None for summary in summaries):
+                    yield _last_chunk(first, summaries)
+                yield chunk
+
+    return stream
+
+
+async def _watch(
+    results: AsyncIterator[Any], summaries: list[Summary | None], num_choices: int
+) -> AsyncIterator[Any]:
+    """Pass results on; fill in each choice's newest summary.
+
+    Args:
+        results: vLLM's request outputs, for completions each with the index of its prompt.
+        summaries: Filled in, prompt by prompt.
+        num_choices: Choices a prompt.
+
+    """
+    async for item in results:
+        prompt, result = item if isinstance(item, tuple) else (0, item)
+        newest = (result.kv_transfer_params or {}).get(CONFIG_KEY)
+        if newest is not None:
+            start = prompt * num_choices
+            summaries[start : start + num_choices] = (
+                newest if isinstance(newest, list) else [newest]
+            )
+        yield item
+
+
+def _last_chunk(first: str, summaries: list[Summary | None]) -> str:
+    """Return the chunk in front of the end, under the identity of the stream's first chunk."""
+    same = json.loads(first.removeprefix("data: "))
+    chunk = {key: same[key] for key in ("id", "object", "created", "model") if key in same}
+    return f"data: {json.dumps({**chunk, 'choices': [], CONFIG_KEY: summaries})}\n\n"
+
+
+def _of_every_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Patch: of several prompts in one completion request vLLM keeps the first one's parameters.
+
+    Could go if vLLM kept ``kv_transfer_params`` by choice.
+    """
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def request_output_to_completion_response(*args: Any, **kwargs: Any) -> Any:
+        response = original(*args, **kwargs)
+        values = signature.bind(*args, **kwargs).arguments
+        results, num_choices = values["final_res_batch"], values["request"].n or 1
+        if len(results) > 1:
+            summaries: list[Summary | None] = []
+            for result in results:
+                found = (result.kv_transfer_params or {}).get(CONFIG_KEY)
+                summaries.extend(found if isinstance(found, list) else [found] * num_choices)
+            if any(summary is not None for summary in summaries):
+                response.kv_transfer_params = {
+                    **(response.kv_transfer_params or {}),
+                    CONFIG_KEY: summaries,
+                }
+        return response
+
+    return request_output_to_completion_response
