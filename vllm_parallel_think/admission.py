@@ -1,8 +1,8 @@
 """Refusing bad requests before the engine sees them: HTTP 400, streaming or not.
 
-Installed only in a configured server. Two places, because vLLM answers an error found while streaming
-with HTTP 200: ``to_sampling_params`` runs before the stream starts, ``validate_request`` covers the
-offline API and sees the prompt.
+Installed only in a configured server. Two places, because vLLM answers an error found while
+streaming with HTTP 200: ``to_sampling_params`` runs before the stream starts, ``validate_request``
+covers the offline API and sees the prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 
 from .core.errors import OptionError
-from .core.options import RequestOptions, is_ours, parse_request
+from .core.options import RequestOptions, parse_request
+from .patches import patch
 from .settings import Settings
 
 _settings: Settings | None = None
@@ -25,46 +26,61 @@ _settings: Settings | None = None
 def install(settings: Settings) -> None:
     """Check every request against these settings; safe to call again."""
     global _settings
-    first = _settings is None
     _settings = settings
-    if first:
-        _wrap_platform()
-        _wrap_protocols()
+    patch(type(current_platform), "validate_request", _with_check)
+    _patch_protocols()
 
 
-def check(params: SamplingParams, processed_input: Any = None) -> None:
+def check(
+    params: SamplingParams, processed_input: Any = None, *, has_embeddings: bool = False
+) -> None:
     """Check one request.
 
     Args:
         params: Its sampling parameters.
         processed_input: vLLM's processed prompt, where known.
+        has_embeddings: Whether the client sent embeddings instead of text.
 
     Raises:
         VLLMValidationError: Names the key, the value and what is allowed.
 
     """
+    options = _parse(params.extra_args)
+    if isinstance(processed_input, dict) and processed_input.get("type") == "embeds":
+        has_embeddings = True
+    _refuse(
+        options,
+        {
+            "structured outputs": params.structured_outputs is not None,
+            "prompt_logprobs": params.prompt_logprobs is not None,
+            "repetition_detection": params.repetition_detection is not None,
+            "thinking_token_budget": getattr(params, "thinking_token_budget", None) is not None,
+            "prompt embeddings": has_embeddings,
+        },
+    )
+
+
+def refuse_beam_search(request: Any) -> None:
+    """Refuse beam search in parallel: it ignores ``vllm_xargs``, and many beams cannot branch.
+
+    Raises:
+        VLLMValidationError: The request would branch, or names a wrong key.
+
+    """
+    _refuse(_parse(getattr(request, "vllm_xargs", None)), {"beam search": True})
+
+
+def _parse(extra_args: dict[str, Any] | None) -> RequestOptions:
     assert _settings is not None
     try:
-        options = parse_request(
-            params.extra_args, _settings.options, _settings.profiles, _settings.default
-        )
+        return parse_request(extra_args, _settings.options, _settings.profiles, _settings.default)
     except OptionError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
-    if options.profile is not None:
-        _refuse_combinations(params, processed_input, options)
 
 
-def _refuse_combinations(
-    params: SamplingParams, processed_input: Any, options: RequestOptions
-) -> None:
-    reasons = {
-        "structured outputs": params.structured_outputs is not None,
-        "prompt_logprobs": params.prompt_logprobs is not None,
-        "repetition_detection": params.repetition_detection is not None,
-        "thinking_token_budget": getattr(params, "thinking_token_budget", None) is not None,
-        "prompt embeddings": isinstance(processed_input, dict)
-        and processed_input.get("type") == "embeds",
-    }
+def _refuse(options: RequestOptions, reasons: dict[str, bool]) -> None:
+    if options.profile is None:
+        return
     for reason, present in reasons.items():
         if present:
             raise VLLMValidationError(
@@ -74,24 +90,11 @@ def _refuse_combinations(
             )
 
 
-def refuse_beam_search(request: Any) -> None:
-    """Refuse parallel keys beside beam search, which ignores ``vllm_xargs``.
+def _with_check(original: Callable[..., None]) -> Callable[..., None]:
+    """Patch: vLLM offers admission checks to platforms only.
 
-    Raises:
-        VLLMValidationError: The request names one of our keys.
-
+    Could go if plugins could add one.
     """
-    keys = [key for key in (getattr(request, "vllm_xargs", None) or {}) if is_ours(key)]
-    if keys and request.vllm_xargs.get("parallel_think") != "off":
-        raise VLLMValidationError(
-            f"vllm_xargs.{keys[0]} cannot be combined with beam search", parameter="vllm_xargs"
-        )
-
-
-def _wrap_platform() -> None:
-    """Patch: vLLM 0.32 offers admission checks to platforms only."""
-    platform = type(current_platform)
-    original = platform.validate_request.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(original)
     def validate_request(cls: type, processed_inputs: Any, params: Any) -> None:
@@ -99,27 +102,29 @@ def _wrap_platform() -> None:
         if isinstance(params, SamplingParams):
             check(params, processed_inputs)
 
-    platform.validate_request = classmethod(validate_request)  # type: ignore[assignment]
+    return validate_request
 
 
-def _wrap_protocols() -> None:
-    """Patch: the only code of a request that runs before vLLM starts a streaming response."""
+def _patch_protocols() -> None:
+    """Patch: the only code of a request that runs before vLLM starts a streaming response.
+
+    Could go if vLLM validated a request before it answers a stream with HTTP 200.
+    """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
     for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
-        request.to_sampling_params = _checked(request.to_sampling_params)  # type: ignore[method-assign]
-        beam = getattr(request, "to_beam_search_params", None)
-        if beam is not None:
-            request.to_beam_search_params = _no_beam(beam)  # type: ignore[union-attr]
+        patch(request, "to_sampling_params", _checked)
+    for request in (ChatCompletionRequest, CompletionRequest):
+        patch(request, "to_beam_search_params", _no_beam)
 
 
 def _checked(original: Callable[..., SamplingParams]) -> Callable[..., SamplingParams]:
     @functools.wraps(original)
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> SamplingParams:
         params = original(self, *args, **kwargs)
-        check(params)
+        check(params, has_embeddings=bool(getattr(self, "prompt_embeds", None)))
         return params
 
     return to_sampling_params

@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import CpuArchEnum, current_platform
 
-from . import admission
+from . import admission, streaming
 from .core.errors import OptionError
 from .core.options import FLAG, ServerOptions
 from .settings import Settings, raw_options
@@ -53,6 +53,7 @@ def configure(vllm_config: VllmConfig) -> None:
     _set_block_size(vllm_config, options)
     _set_classes(vllm_config)
     admission.install(settings)
+    streaming.install()
 
 
 def check_version(version: str) -> None:

@@ -1,4 +1,4 @@
-"""Replacing a method of vLLM where it offers no hook: once, and only while it is the method we know."""
+"""Replacing a method of vLLM where it offers no hook: once, and only if it is the one we know."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def patch(
     if not callable(original) or not set(needs) <= set(inspect.signature(original).parameters):
         raise OptionError(
             f"vLLM {vllm.__version__} has no {owner.__module__}.{owner.__qualname__}.{name}"
-            f"({', '.join(needs)}), which parallel_think replaces: install a supported vLLM, or remove "
-            "parallel_think from --additional-config"
+            f"({', '.join(needs)}), which parallel_think replaces: install a supported vLLM, or "
+            "remove parallel_think from --additional-config"
         )
     replacement = make(original)
     setattr(owner, name, classmethod(replacement) if inspect.ismethod(found) else replacement)

@@ -57,6 +57,7 @@ class GroupSchedulerMixin(Scheduler):
         self._headers = HeaderBook(self.block_size)
         self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
         self._num_requests_made = 0
+        self._preempted_member = False
         self._keep_branches_out_of_prefix_cache()
 
     # -- requests in ---------------------------------------------------------------------------
@@ -138,8 +139,8 @@ class GroupSchedulerMixin(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         if not self._families and self._headers.idle:
             return super().schedule(throttle_prefills)
-        parked = self._unpark()
-        if parked:
+        self._preempted_member = False
+        if self._unpark():
             # Newcomers would take the room that a family which gave way is waiting for.
             newcomers, self.waiting = self.waiting, create_request_queue(self.policy)
             try:
@@ -188,6 +189,7 @@ class GroupSchedulerMixin(Scheduler):
         if branch is None or not branch.family.group.branched:
             super()._preempt_request(request, timestamp, drop_stale_output)
             return
+        self._preempted_member = True
         own = self._own_blocks(branch)
         super()._preempt_request(request, timestamp, drop_stale_output)
         self._ledger.forget(own)
@@ -230,12 +232,20 @@ class GroupSchedulerMixin(Scheduler):
     # -- giving way ----------------------------------------------------------------------------
 
     def _is_stuck(self) -> bool:
-        """Whether members wait, nobody runs, and nothing that is under way will change that."""
+        """Whether members wait, nobody runs, and nothing that is under way will change that.
+
+        A member that was preempted in this very step found no room beside what groups hold. Let in
+        again it would only get as far as before, step after step, so that counts although its last
+        output is still under way.
+        """
         return (
             not self.running
             and bool(self.kv_holding_waiting)
             and self._pause_state != PauseState.PAUSED_ALL
-            and all(request.num_in_flight_tokens == 0 for request in self.requests.values())
+            and (
+                self._preempted_member
+                or all(request.num_in_flight_tokens == 0 for request in self.requests.values())
+            )
         )
 
     def _make_room(self) -> None:

@@ -1,9 +1,9 @@
 """Summaries of answers where vLLM drops them: in streams, with ``n`` above 1, with several prompts.
 
-The scheduler sends a request's summary in ``kv_transfer_params["parallel_think"]``, which vLLM puts into
-the response of a request with one choice. With several choices it becomes a list here, one entry a
-choice (``None`` for a choice without a summary); a stream ends with one more chunk that carries the list
-in either case. Installed only in a configured server.
+The scheduler sends a request's summary in ``kv_transfer_params["parallel_think"]``, which vLLM puts
+into the response of a request with one choice. With several choices it becomes a list here, one
+entry a choice (``None`` for a choice without a summary); a stream ends with one more chunk that
+carries the list in either case. Installed only in a configured server.
 """
 
 from __future__ import annotations
@@ -63,29 +63,16 @@ def _gathering(original: Callable[..., Any]) -> Callable[..., Any]:
     Could go if vLLM kept ``kv_transfer_params`` by choice.
     """
 
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
-    def make_request_output(
-        self: RequestState,
-        new_token_ids: Any,
-        pooling_output: Any,
-        finish_reason: Any,
-        stop_reason: Any,
-        kv_transfer_params: dict[str, Any] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if self.parent_req is not None:
-            kv_transfer_params = _gather(self.parent_req, self.request_index, kv_transfer_params)
-        return original(
-            self,
-            new_token_ids,
-            pooling_output,
-            finish_reason,
-            stop_reason,
-            kv_transfer_params,
-            *args,
-            **kwargs,
-        )
+    def make_request_output(self: RequestState, *args: Any, **kwargs: Any) -> Any:
+        if self.parent_req is None:
+            return original(self, *args, **kwargs)
+        call = signature.bind(self, *args, **kwargs)
+        params = call.arguments.get("kv_transfer_params")
+        call.arguments["kv_transfer_params"] = _gather(self.parent_req, self.request_index, params)
+        return original(*call.args, **call.kwargs)
 
     return make_request_output
 
@@ -106,8 +93,8 @@ def _gather(
 def _summarised(owner: type, original: Callable[..., Any]) -> Callable[..., Any]:
     """Patch: vLLM's streaming chunks have no field for ``kv_transfer_params``.
 
-    Could go if they had one. Subclasses turn the chunks into those of another API, which has no place
-    for ours and takes a chunk without choices for the usage: their streams stay as they are.
+    Could go if they had one. Subclasses turn the chunks into those of another API, which has no
+    place for ours and takes a chunk without choices for the usage: their streams stay as they are.
     """
     signature = inspect.signature(original)
 

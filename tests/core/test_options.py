@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_parallel_think.core.errors import OptionError
@@ -101,6 +101,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_any_request_is_answered_and_stays_within_the_servers_limits_INV4_INV5(extra):
     server = ServerOptions(max_paths=4, max_depth=1)

@@ -127,7 +127,9 @@ class Oracle:
             self._show(token)
             context = [*context, self._answer.graph.add(token, position, context)]
             position, critical = position + 1, critical + 1
-            if token in grammar.triggers and depth < self._budget.max_depth:
+            left = self._budget.max_tokens - (position - self._answer.prompt_len)
+            room = left >= grammar.num_paths
+            if token in grammar.triggers and depth < self._budget.max_depth and room:
                 context, position, critical = self._block(
                     context, position, critical, depth, budget
                 )

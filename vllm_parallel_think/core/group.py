@@ -163,6 +163,8 @@ class Group:
 
     def feed(self, node: Node, token: int) -> Verdict:
         """Take a token that was sampled for a branch and appended to its request."""
+        if node.state is State.DROPPED:  # by another branch of the same engine step
+            return Verdict.END
         node.tokens.append(token)
         event = node.scanner.feed(token) if node.scanner is not None else None
         after = None
@@ -190,6 +192,8 @@ class Group:
             stop_reason: The token of ``stop_token_ids`` that ended it.
 
         """
+        if node.state is State.DROPPED:
+            return
         node.state = State.DONE
         if cause is Cause.EOS and node.scanner is not None:
             seen = node.scanner.at_end()
@@ -247,6 +251,8 @@ class Group:
 
     def ready(self) -> list[Node]:
         """Return nodes that need a request now: new branches, and lost K/V to compute again."""
+        if self.finish is not None:
+            return []
         return [
             node
             for node in self._order
@@ -349,14 +355,16 @@ class Group:
             return "max_paths"
         if node.depth >= min(options.max_depth, self._profile.max_depth):
             return "max_depth"
-        if self._num_forks >= (1 if rule.once else self._limits.max_forks):
+        under_way = sum(ending is not None for ending in self._ending.values())
+        if self._num_forks + under_way >= (1 if rule.once else self._limits.max_forks):
             return "max_forks"
         left = self._limits.max_tokens - (node.end - self._prompt_len)
         if left < max(rule.min_tokens_left, count):
             return "max_tokens"
-        if self._path_room(node, count) < self._min_path_blocks():
+        needed = self._min_path_blocks(seen.names[:count])
+        if self._path_room(node, count) < needed:
             return "max_model_len"
-        if not self._limits.has_room(count * self._min_path_blocks()):
+        if not self._limits.has_room(count * needed):
             return "held_kv_fraction"
         return None
 
@@ -370,16 +378,21 @@ class Group:
         used = self._used(node.lane)
         start = len(self._grammar.forced(self._profile.join.start))
         conclusion = -(-(start + MIN_CONCLUSION_TOKENS) // block_size)
-        conclusion += 1 if self._profile.fork.after and node.kind is not Kind.CLOSE else 0
+        after = self._grammar.forced(self._profile.fork.after)
+        if after and node.kind is not Kind.CLOSE:  # a node of its own, with the trigger
+            conclusion += -(-(1 + len(after)) // block_size)
         inside = self._close_blocks() if node.depth else 0
         return (node.lane.room - used - conclusion - inside) // count
 
     def _used(self, lane: Lane) -> int:
         return sum(self.blocks_of(node) for node in lane.all_nodes if not node.retired)
 
-    def _min_path_blocks(self) -> int:
-        start = len(self._grammar.forced(self._profile.path.start)) + MIN_PATH_TOKENS
-        return -(-start // self._limits.block_size) + self._close_blocks()
+    def _min_path_blocks(self, names: Sequence[PathName]) -> int:
+        start = self._profile.path.start
+        longest = max(len(self._grammar.forced(start, name)) for name in names)
+        # One more, as the step that computes an end tag samples a token of no use.
+        length = longest + MIN_PATH_TOKENS + 1
+        return -(-length // self._limits.block_size) + self._close_blocks()
 
     def _close_blocks(self) -> int:
         rule = self._profile.path
@@ -567,7 +580,7 @@ class Group:
         keep = min(num_tokens, left)
         self._num_emitted += keep
         finish = None if node.outbox else self._finish_behind(node)
-        if finish is None and keep == left and self.branched:
+        if self.branched and (keep < num_tokens or (finish is None and keep == left)):
             finish = Finish("length")
         self.finished = finish is not None
         return Emission(payload, keep, forced[:keep], finish)

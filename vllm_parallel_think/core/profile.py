@@ -154,7 +154,10 @@ def load_profile(name_or_path: str) -> Profile:
         path = Path(name_or_path)
         if not path.is_file():
             raise OptionError(f"profile file {name_or_path!r} does not exist")
-        return parse_profile(path.read_text("utf-8"), source=name_or_path)
+        try:
+            return parse_profile(path.read_text("utf-8"), source=name_or_path)
+        except UnicodeDecodeError as error:
+            raise OptionError(f"profile {name_or_path}: not UTF-8 text: {error}") from None
     if name_or_path not in builtin_profiles():
         raise OptionError(
             f"unknown profile {name_or_path!r}; allowed: {', '.join(builtin_profiles())}, "
@@ -235,6 +238,9 @@ def _check(profile: Profile, source: str) -> None:
         raise OptionError(f"{where}: [fork] trigger and [path] end must name at least one tag")
     if profile.join.mode not in ("kv", "reprefill"):
         raise OptionError(f"{where}, [join]: mode must be 'kv' or 'reprefill'")
+    first = "".join(map(str, profile.join.first_only))
+    if not "".join(map(str, profile.path.start)).startswith(first):
+        raise OptionError(f"{where}, [join]: first_only must be how [path] start begins")
     if (profile.fork.names is None) == (profile.fork.num_paths is None):
         raise OptionError(f"{where}, [fork]: set exactly one of names and num_paths")
     if profile.fork.names is not None:

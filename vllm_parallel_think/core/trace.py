@@ -25,7 +25,7 @@ from .profile import Forced, ForkRule, JoinRule, PathRule, Profile
 from .scan import Event, ForkSeen, Grammar, PathEnd, PathName, Scanner, Vocabulary
 
 _TAG = re.compile(r"</?[A-Za-z][\w-]*>")
-_PIECE = re.compile(r"</?[A-Za-z][\w-]*>|\n| ?\w+| ?[^\w\s]|[^\S\n]+")
+_PIECE = re.compile(rf"{_TAG.pattern}|\n| ?\w+| ?(?!{_TAG.pattern})[^\w\s]|[^\S\n]+")
 _PLENTY = 10**12
 
 PIECE_RULE = "tags, line breaks, words and punctuation marks"
@@ -320,6 +320,7 @@ class _Reader:
                 self._visit(piece, offset, frames)
             event = scanner.feed(len(self._pieces) - 1)
             if isinstance(event, PathEnd):
+                self._check_path(piece, offset, frames)
                 return None
             if isinstance(event, ForkSeen):
                 if self._may_fork(event, depth):
@@ -351,7 +352,13 @@ class _Reader:
         if not self._profile.fork.on_end or depth or self._forked:
             return None
         found = self._head_pattern(0).search(self._text, self._pos + 1)
-        return found.start() if found is not None else None
+        if found is None:
+            return None
+        # White space in front of the heading is the outline's, but for what the engine writes.
+        head = self._head(PathName(""), 0)
+        lead = head[: len(head) - len(head.lstrip())]
+        first = found.start() + len(found[0]) - len(found[0].lstrip())
+        return first - len(lead) if self._text.endswith(lead, 0, first) else first
 
     def _may_fork(self, seen: ForkSeen, depth: int) -> bool:
         spent = self._profile.fork.once and self._forked
@@ -522,6 +529,14 @@ class _Reader:
             if found.re.groups:
                 return self._surplus(top.names, found)
         return self._error(f"{tag} {where}", self._children(top) + top.close or ["text"], offset)
+
+    def _check_path(self, tag: str, offset: int, frames: list[_Frame]) -> None:
+        """Refuse a path's end that leaves tags open inside the path."""
+        top = frames[-1]
+        if top.tag is not None and tag in self._tags.all:
+            line, column = self._place(top.offset)
+            reason = f"{tag} ends the path, but {top.tag} of line {line}, column {column} is open"
+            raise self._error(reason, top.close, offset)
 
     def _check_end(self, frames: list[_Frame], depth: int) -> None:
         top = frames[-1]

@@ -1,0 +1,61 @@
+"""One server for all tests of this folder, in vLLM's default form of several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local import smollm2
+
+from .server import Answer, Server
+
+_LOG = pytest.StashKey[Server]()
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """A small instruct model as a local folder."""
+    return smollm2.ensure_model()
+
+
+@pytest.fixture(scope="package")
+def server(
+    model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    """A server whose requests branch by the skeleton profile unless they say otherwise."""
+    server = Server(model, tmp_path_factory.mktemp("serve") / "server.log", {"profile": "skeleton"})
+    request.config.stash[_LOG] = server
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="package")
+def whole(server: Server) -> Answer:
+    """A greedy answer in one piece, from three paths side by side."""
+    (answer,) = server.ask()
+    return answer
+
+
+@pytest.fixture(scope="package")
+def plain(server: Server) -> Answer:
+    """The greedy answer of a request that turns branches off."""
+    (answer,) = server.ask(vllm_xargs={"parallel_think": "off"})
+    return answer
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, Any]:
+    """Show the end of the server's log beside a failure."""
+    report = yield
+    server = item.config.stash.get(_LOG, None)
+    if report.failed and server is not None and "server" in getattr(item, "fixturenames", ()):
+        report.sections.append(("server log", server.log_tail()))
+    return report

@@ -1,0 +1,298 @@
+"""What a server refuses to start with, what it leaves alone, and the offline API beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .server import FRUITS, XARGS, environment, run_script, vllm_command
+
+_PATCHED = """
+from vllm.entrypoints.openai.chat_completion import protocol as chat, serving as chat_serving
+from vllm.entrypoints.openai.completion import protocol as text, serving as text_serving
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.platforms import current_platform
+from vllm.v1.engine.output_processor import RequestState
+
+SEAMS = [
+    (type(current_platform), "validate_request"),
+    (chat.ChatCompletionRequest, "to_sampling_params"),
+    (chat.ChatCompletionRequest, "to_beam_search_params"),
+    (text.CompletionRequest, "to_sampling_params"),
+    (text.CompletionRequest, "to_beam_search_params"),
+    (ResponsesRequest, "to_sampling_params"),
+    (chat_serving.OpenAIServingChat, "chat_completion_stream_generator"),
+    (text_serving.OpenAIServingCompletion, "completion_stream_generator"),
+    (text_serving.OpenAIServingCompletion, "request_output_to_completion_response"),
+    (RequestState, "make_request_output"),
+]
+
+def patched():
+    functions = [getattr(owner, name) for owner, name in SEAMS]
+    functions = [getattr(function, "__func__", function) for function in functions]
+    return [f.__code__.co_filename.split("/")[-2] == "vllm_parallel_think" for f in functions]
+"""
+
+CONFIGURE = """
+import json, sys
+from vllm.engine.arg_utils import EngineArgs
+
+def configure(**kwargs):
+    try:
+        return EngineArgs(model=sys.argv[1], dtype="float32", **kwargs).create_engine_config()
+    except Exception as error:
+        return error
+
+says = []
+for kwargs in json.loads(sys.argv[2]):
+    result = configure(**kwargs)
+    says.append([type(result).__name__, str(result)] if isinstance(result, Exception) else None)
+print(json.dumps(says))
+"""
+
+UNTOUCHED = (
+    _PATCHED
+    + """
+import json, sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
+
+load_general_plugins()
+
+def look(**kwargs):
+    config = EngineArgs(model=sys.argv[1], dtype="float32", **kwargs).create_engine_config()
+    return {
+        "scheduler": config.scheduler_config.scheduler_cls,
+        "worker": config.parallel_config.worker_cls,
+        "block_size": config.cache_config.block_size,
+        "modules": sorted(m for m in sys.modules if m.startswith("vllm_parallel_think")),
+        "patched": patched(),
+    }
+
+without = look()
+key = {"parallel_think": {}}
+once = look(additional_config=key)
+functions = [getattr(owner, name) for owner, name in SEAMS]
+again = look(additional_config=key)
+same = functions == [getattr(owner, name) for owner, name in SEAMS]
+print(json.dumps([without, once, again, same]))
+"""
+)
+
+EMBEDDINGS = """
+import json, sys
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.platforms import current_platform
+
+EngineArgs(
+    model=sys.argv[1], dtype="float32", additional_config={"parallel_think": {}}
+).create_engine_config()
+embeds = {"type": "embeds", "prompt_embeds": None}
+request = CompletionRequest(model="m", prompt_embeds=b"x")
+
+def outcome(call, *args):
+    try:
+        call(*args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+off = SamplingParams(extra_args={"parallel_think": "off"})
+print(json.dumps([
+    outcome(current_platform.validate_request, embeds, SamplingParams()),
+    outcome(current_platform.validate_request, embeds, off),
+    outcome(request.to_sampling_params, 8, {}),
+]))
+"""
+
+PATCHES = """
+import json
+from vllm_parallel_think.patches import patch
+
+class Found:
+    def method(self, known): return known
+    @classmethod
+    def of_class(cls, known): return cls, known
+
+def outcome(*args):
+    try:
+        patch(*args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+more = lambda original: lambda self, known: (original(self, known), "more")
+says = [outcome(Found, "gone", more), outcome(Found, "method", more, ("unknown",))]
+says.append(Found().method(1))
+for _ in range(2):
+    patch(Found, "method", more, ("known",))
+    patch(Found, "of_class", more, ("known",))
+says += [Found().method(1), Found.of_class(1)[0][0] is Found, Found.of_class(1)[1]]
+print(json.dumps(says))
+"""
+
+OFFLINE = """
+import json, os, sys
+
+def main():
+    from vllm import LLM, SamplingParams
+
+    model, options, messages, requests = sys.argv[1], *map(json.loads, sys.argv[2:])
+    llm = LLM(
+        model, dtype="float32", enforce_eager=True, max_model_len=2048, additional_config=options
+    )
+    default = {"temperature": 0, "max_tokens": 100}
+    params = [SamplingParams(**{**default, **request}) for request in requests]
+    outputs = llm.chat([messages] * len(params), params, use_tqdm=False)
+    summaries = [(out.kv_transfer_params or {}).get("parallel_think") for out in outputs]
+    in_process = hasattr(llm.llm_engine.engine_core, "engine_core")
+    answers = [[list(choice.token_ids) for choice in out.outputs] for out in outputs]
+    print(json.dumps([in_process, answers, summaries]), flush=True)
+    os._exit(0)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def with_options(**options: Any) -> dict[str, Any]:
+    return {"additional_config": {"parallel_think": options}}
+
+
+ON = with_options()
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown key": (with_options(bogus=1), ["--additional-config", "'bogus'", "allowed: profile"]),
+    "wrong type": (with_options(max_paths="8"), ["--additional-config", "max_paths", "'8'"]),
+    "out of range": (with_options(max_depth=99), ["max_depth", "between 1 and 8"]),
+    "not an object": ({"additional_config": {"parallel_think": 1}}, ["expected an object, got 1"]),
+    "unknown profile": (with_options(profile="nobody"), ["'nobody'", "skeleton", ".toml"]),
+    "missing profile": (with_options(profile="/no/such.toml"), ["/no/such.toml", "not exist"]),
+    "block_size": (with_options(block_size=20), ["block_size 20", "multiple of 16"]),
+    "--block-size": ({**ON, "block_size": 24}, ["--block-size 24", "remove parallel_think"]),
+    "no prefix caching": (
+        {**ON, "enable_prefix_caching": False},
+        ["--no-enable-prefix-caching", "remove parallel_think"],
+    ),
+    "speculation": (
+        {
+            **ON,
+            "speculative_config": {
+                "method": "ngram",
+                "num_speculative_tokens": 2,
+                "prompt_lookup_max": 3,
+            },
+        },
+        ["--speculative-config", "remove parallel_think"],
+    ),
+    "scheduler": (
+        {**ON, "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
+        ["--scheduler-cls", "remove parallel_think"],
+    ),
+    "worker": (
+        {**ON, "worker_cls": "vllm.v1.worker.gpu_worker.Nobody"},
+        ["--worker-cls", "remove parallel_think"],
+    ),
+    "no tokenizer": ({**ON, "skip_tokenizer_init": True}, ["--skip-tokenizer-init"]),
+}
+ACCEPTED = [ON, with_options(profile="off", max_paths=64), {**ON, "block_size": 48}]
+
+
+@pytest.fixture(scope="module")
+def refusals(model: Path) -> dict[str, Any]:
+    """What vLLM raises for each configuration, all asked in one process."""
+    asked = [kwargs for kwargs, _ in REFUSED.values()] + ACCEPTED
+    says = run_script(CONFIGURE, str(model), json.dumps(asked))
+    assert says[len(REFUSED) :] == [None] * len(ACCEPTED)
+    return dict(zip(REFUSED, says, strict=False))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(refusals: dict[str, Any], name: str) -> None:
+    kind, message = refusals[name]
+    assert kind == "OptionError"
+    assert "\n" not in message
+    assert len(message) < 300
+    for words in REFUSED[name][1]:
+        assert words in message
+
+
+def test_server_says_why_it_does_not_start(model: Path) -> None:
+    options = json.dumps({"parallel_think": {"max_path": 4}})
+    done = subprocess.run(
+        vllm_command("serve", str(model), "--additional-config", options),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    last = output.strip().splitlines()[-1]
+    assert "--additional-config" in last
+    assert "unknown key 'max_path'; allowed: profile" in last
+    assert "validation error" not in output
+
+
+def test_nothing_is_touched_without_the_key(model: Path) -> None:
+    """INV-1, and that the same look sees the difference once the key is there."""
+    without, once, again, same = run_script(UNTOUCHED, str(model))
+    assert without["scheduler"] is None
+    assert without["worker"] == "vllm.v1.worker.cpu_worker.CPUWorker"
+    assert without["block_size"] == 128
+    assert without["modules"] == ["vllm_parallel_think", "vllm_parallel_think.plugin"]
+    assert not any(without["patched"])
+    assert once["scheduler"] == "vllm_parallel_think.scheduler.GroupScheduler"
+    assert once["block_size"] == 32
+    assert all(once["patched"])
+    assert again == once
+    assert same, "a second configuration patched the patches"
+
+
+def test_embeddings_are_refused(model: Path) -> None:
+    at_engine, off, at_server = run_script(EMBEDDINGS, str(model))
+    assert off is None
+    for refusal in (at_engine, at_server):
+        assert refusal.startswith("VLLMValidationError: prompt embeddings cannot be combined")
+
+
+def test_a_patch_without_target_fails_loudly() -> None:
+    gone, changed, before, after, is_class, result = run_script(PATCHES)
+    assert gone.startswith("OptionError: vLLM")
+    assert "Found.gone" in gone
+    assert "Found.method(unknown)" in changed
+    assert before == 1
+    assert after == [1, "more"], "patched twice, or not at all"
+    assert (is_class, result) == (True, "more")
+
+
+@pytest.mark.slow
+def test_offline_answers(model: Path) -> None:
+    """``LLM`` answers alike in one process and in several; ``off`` is what vLLM answers alone."""
+    branching = [{"extra_args": XARGS}, {"extra_args": {"parallel_think": "off"}}]
+    branching.append({"extra_args": XARGS, "n": 2, "temperature": 1, "seed": 7})
+    key = {"parallel_think": {"profile": "skeleton"}}
+
+    def answers(several: bool, options: dict[str, Any], requests: list[dict[str, Any]]) -> Any:
+        return run_script(
+            OFFLINE,
+            str(model),
+            *map(json.dumps, (options, FRUITS, requests)),
+            VLLM_ENABLE_V1_MULTIPROCESSING=str(int(several)),
+        )
+
+    in_process, apart, summaries = answers(True, key, branching)
+    assert not in_process
+    in_process, together, _ = answers(False, key, branching)
+    assert in_process
+    assert apart == together
+    assert summaries[0]["forks"] == 1
+    assert summaries[1] is None
+    assert [summary["forks"] for summary in summaries[2]] == [1, 1]
+    _, plain, nothing = answers(True, {}, [{}])
+    assert nothing == [None]
+    assert plain[0] == apart[1]
