@@ -1,4 +1,4 @@
-"""Tools for people who write a profile or debug a model: ``python -m vllm_parallel_think trace``."""
+"""For people who write a profile or debug a model: ``python -m vllm_parallel_think trace``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Tokenizer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for a text that breaks its grammar, or 2 for a wrong setting."""
+    """Run a command; return 0, or 1 if a text breaks its grammar, or 2 for a wrong setting."""
     options = _parser().parse_args(arguments)
     try:
         profile = load_profile(options.profile)

@@ -209,7 +209,7 @@ class Player:
         ]
 
     def check_limits(self) -> None:
-        """INV-4: no branch leaves its index space; forks, paths, depth and length keep to limits."""
+        """INV-4: no branch leaves its index space; forks, paths and length keep to limits."""
         for node in self.group.nodes:
             if node.state in (State.LIVE, State.CLOSING):
                 prefix = sum(map(self.group.blocks_of, node.prefix))

@@ -64,7 +64,7 @@ def test_end_of_sequence_in_a_path_closes_it_without_counting_as_cut():
 
 def test_path_over_its_budget_is_closed_and_counted_as_cut():
     player = Player("multiverse", TOY, path_tokens=2).run()
-    # Two tokens of " q r s" are kept; " p" and its line break use the budget up in front of the tag.
+    # " q r" is kept of " q r s"; " p" and its line break use the budget up before the tag.
     assert player.text == TOY_TEXT.replace(" p\n</Path>", " p\n\n</Path>").replace(
         " q r s\n</Path>", " q r\n</Path>"
     )
@@ -208,9 +208,7 @@ class TestStopToken:
 
 
 def test_nested_block_comes_out_in_order_whoever_is_first():
-    texts = {
-        Player("multiverse", DEEP).run(lambda nodes, at=at: nodes[at]).text for at in (0, -1)
-    }
+    texts = {Player("multiverse", DEEP).run(lambda nodes, at=at: nodes[at]).text for at in (0, -1)}
     (text,) = texts
     inner = text.index("1.1: x"), text.index("1.2: y y y"), text.index("<Conclusion>\ni")
     assert list(inner) == sorted(inner)
@@ -232,7 +230,9 @@ def test_paths_that_the_model_writes_itself_do_not_end_the_outer_path():
 
 def test_skeleton_paths_end_at_a_blank_line():
     player = Player("skeleton", SKELETON_TOY, vocabulary=chars()).run()
-    assert player.text.endswith("**1. Apples**\n\nRed.\n\n\n**2. Pears**\n\nGreen.\n\nIn short, fruit.")
+    assert player.text.endswith(
+        "**1. Apples**\n\nRed.\n\n\n**2. Pears**\n\nGreen.\n\nIn short, fruit."
+    )
     assert player.summary["cut_paths"] == 0
 
 

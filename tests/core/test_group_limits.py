@@ -18,7 +18,7 @@ from vllm_parallel_think.core.group import MIN_PATH_TOKENS, Finish
 from vllm_parallel_think.core.profile import load_profile
 
 RANDOM = settings(
-    deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck)
+    deadline=None, max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -113,9 +113,7 @@ def test_every_path_of_a_tight_fork_has_the_promised_room_INV4():
     scripts = {**TOY, "0.1/0.0": " p" * 99, "0.1/1.0": " q" * 99, "0.2": " c" * 99}
     for block_size in (1, 3, 16):
         for index_blocks in range(1, 400):
-            player = Player(
-                "multiverse", scripts, block_size=block_size, index_blocks=index_blocks
-            )
+            player = Player("multiverse", scripts, block_size=block_size, index_blocks=index_blocks)
             player.run_until(lambda p=player: p.group.branched or p.finish is not None)
             if player.group.branched:
                 break

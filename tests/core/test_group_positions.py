@@ -1,4 +1,4 @@
-"""Positions, visibility and text of each grammar, against what its training code computes (INV-2)."""
+"""Positions, visibility and text of each grammar, as its training code has them (INV-2)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_threadweaver_joins_on_one_linear_copy_INV2():
     player = Player("threadweaver", THREADS_TOY).run()
     parent = player.node("0.0")
     second = player.node("0.0/1.0")
-    assert second.start == parent.end, "a path starts right behind the outlines, line break included"
+    assert second.start == parent.end, (
+        "a path starts right behind the outlines, line break included"
+    )
     assert second.num_hidden == 1, "only the first thread keeps that line break in the answer"
     joined = player.node("0.1")
     assert joined.prefix == (parent,)

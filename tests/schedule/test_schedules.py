@@ -76,15 +76,15 @@ def test_forced_preemption(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.name)
+@pytest.mark.parametrize("grammar", GRAMMARS[:2], ids=lambda g: g.name)
 def test_pools_too_small_for_all_families(
     asynchronous: bool, grammar: IdGrammar, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Families give way, are replayed, and still write what they would have written alone."""
     gave_way = forks = 0
-    for seed in range(8):
+    for seed in range(6):
         rng = random.Random(seed)
-        num_blocks = rng.choice([40, 60, 100])
+        num_blocks = rng.choice([30, 36, 48])
         simulation = simulate(
             tiny_model,
             tmp_path,
@@ -92,15 +92,9 @@ def test_pools_too_small_for_all_families(
             asynchronous=asynchronous,
             num_blocks=num_blocks,
             max_model_len=(num_blocks - 1) * 16,
-            max_num_seqs=rng.choice([2, 4, 16]),
+            max_num_seqs=rng.choice([6, 16]),
             max_num_batched_tokens=rng.choice([16, 33, 256]),
         )
-        for number in range(12):
-            simulation.add(
-                prompt(rng), parallel=number % 4 != 3, max_tokens=60, pt_path_tokens=15
-            )
-            for _ in range(rng.randrange(6)):
-                simulation.step()
         give_way = simulation.scheduler._give_way
 
         def count(family: Any, give_way: Any = give_way) -> None:
@@ -109,6 +103,12 @@ def test_pools_too_small_for_all_families(
             give_way(family)
 
         simulation.scheduler._give_way = count
+        for number in range(16):
+            simulation.add(
+                prompt(rng), parallel=number % 4 != 3, max_tokens=60, pt_path_tokens=15
+            )
+            for _ in range(rng.randrange(6)):
+                simulation.step()
         simulation.run()
         forks += assert_answers(simulation, grammar, 60, 15)
     assert gave_way > 0, "no pool was too small"

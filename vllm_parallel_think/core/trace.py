@@ -1,12 +1,12 @@
 """Reading a finished answer: its tree, and the positions and figures the engine would give it.
 
 The text is read as if the engine had written it without limits: whatever may fork by the profile
-does. Blocks that may not (a single path, or nested deeper than the grammar goes) count as plain text
-of the branch they stand in, as they do in the engine, but must have the grammar's form all the same.
-Once the text is understood, a :class:`~vllm_parallel_think.core.group.Group` replays it, so that
-positions and figures are the engine's own. Two things a text does not show: whether a path's end tag
-was forced because a budget ran out (it counts as generated), and end-of-sequence tokens (they are
-not counted).
+does. Blocks that may not (a single path, or nested deeper than the grammar goes) count as plain
+text of the branch they stand in, as they do in the engine, but must have the grammar's form all the
+same. Once the text is understood, a :class:`~vllm_parallel_think.core.group.Group` replays it, so
+that positions and figures are the engine's own. Two things a text does not show: whether a path's
+end tag was forced because a budget ran out (it counts as generated), and end-of-sequence tokens
+(they are not counted).
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ class _Reader:
     def _run(
         self, scanner: Scanner, frames: list[_Frame], depth: int
     ) -> tuple[tuple[PathName, ...], bool] | None:
-        """Read up to the next fork or the lane's end; return the names, and if no tag shows the fork."""
+        """Read up to the next fork (its names, and whether no tag shows it) or the lane's end."""
         heading = self._heading(depth)
         while self._pos < len(self._text):
             offset = self._pos
