@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from player import EOS, STOP, Player
-from samples import DEEP, MULTIVERSE, NESTED, SKELETON_TOY, TOY
+from samples import DEEP, MULTIVERSE, NESTED, R1_TOY, SKELETON_TOY, TOY
 from vocabularies import ALL, chars, odd
 
 from vllm_parallel_think.core.graph import Kind, State
-from vllm_parallel_think.core.group import Cause, Finish
+from vllm_parallel_think.core.group import Cause, Finish, Verdict
 
 TOY_TEXT = Player("multiverse", TOY).run().text
 
@@ -157,8 +157,17 @@ def test_branches_behind_the_cut_are_dropped_once():
     while player.finish is None:
         player.step(first)
     assert len(player.visible) == 60 and player.finish == Finish("length")
-    assert second.state is State.DROPPED and second not in player.running
+    assert first.state is second.state is State.DROPPED
+    assert not player.running
     assert player.group.take_dropped() == []
+
+
+def test_conclusion_may_write_no_more_than_the_client_sees_INV4():
+    player = Player("multiverse", TOY, max_tokens=60)
+    player.run_until(lambda: player.group.nodes[-1].kind is Kind.CONCLUSION)
+    conclusion = player.group.nodes[-1]
+    before = sum(node.num_visible for node in player.group.nodes[:-1])
+    assert conclusion.limit == 60 - before - len(player.vocabulary.encode("<Conclusion>\n"))
 
 
 class TestStopToken:
@@ -204,6 +213,16 @@ class TestStopToken:
             player.group.feed(second, token)
         player.group.end(second, cause)
         assert player.group.ready() == [first], "the stopped branch's K/V only"
+        assert second.state is State.DROPPED
+
+    def test_dropped_branch_stays_dropped_whatever_it_samples(self):
+        player = Player("parallel-r1", R1_TOY)
+        player.run_until(lambda: len(player.running) == 2)
+        first, second = player.running
+        player.group.feed(first, STOP)
+        player.group.end(first, Cause.STOP_TOKEN, STOP)
+        (tag,) = player.vocabulary.encode("</Path>")
+        assert player.group.feed(second, tag) is Verdict.END
         assert second.state is State.DROPPED
 
 

@@ -14,7 +14,7 @@ from samples import DEEP, MULTIVERSE, NESTED, NPR_TOY, R1_TOY, SKELETON_TOY, TOY
 from vocabularies import ALL, tags
 
 from vllm_parallel_think.core.graph import Kind, State
-from vllm_parallel_think.core.group import MIN_PATH_TOKENS, Finish
+from vllm_parallel_think.core.group import MIN_CONCLUSION_TOKENS, MIN_PATH_TOKENS, Finish
 from vllm_parallel_think.core.profile import load_profile
 
 RANDOM = settings(
@@ -108,22 +108,44 @@ class TestFallbacks:
         assert not player.group.branched and not player.summary["fallbacks"]
 
 
-def test_every_path_of_a_tight_fork_has_the_promised_room_INV4():
-    """The smallest index space that forks still leaves paths their tokens, and a conclusion."""
-    scripts = {**TOY, "0.1/0.0": " p" * 99, "0.1/1.0": " q" * 99, "0.2": " c" * 99}
-    for block_size in (1, 3, 16):
-        for index_blocks in range(1, 400):
-            player = Player("multiverse", scripts, block_size=block_size, index_blocks=index_blocks)
-            player.run_until(lambda p=player: p.group.branched or p.finish is not None)
-            if player.group.branched:
-                break
+def tightest(profile, scripts: dict, block_size: int, num_forks: int) -> Player:
+    """Play with the smallest index space in which so many forks happen, checking limits."""
+    smallest = 60 * num_forks // block_size  # far too small, so that the first try cannot succeed
+    for index_blocks in range(smallest, 900):
+        player = Player(profile, scripts, block_size=block_size, index_blocks=index_blocks)
         while player.finish is None:
             player.step(player.running[-1])
             player.check_limits()
-        for address in ("0.1/0.0", "0.1/1.0"):
-            assert player.node(address).num_sampled + 1 >= MIN_PATH_TOKENS
-        assert player.node("0.2").num_sampled >= 16
-        assert player.finish == Finish("length")
+        if player.summary["forks"] == num_forks:
+            assert index_blocks > smallest
+            return player
+    raise AssertionError("no index space is large enough")
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16])
+@pytest.mark.parametrize("after", ["\n", "\n\n\n\n\n"])
+def test_tight_fork_leaves_the_promised_room_INV4(block_size, after):
+    """The smallest index space that forks still leaves paths and conclusion their tokens."""
+    rules = load_profile("multiverse")
+    rules = replace(rules, fork=replace(rules.fork, after=(after,)))
+    scripts = {**TOY, "0.1/0.0": " p" * 99, "0.1/1.0": " q" * 99, "0.2": " c" * 99}
+    player = tightest(rules, scripts, block_size, num_forks=1)
+    for address in ("0.1/0.0", "0.1/1.0"):
+        sampled = player.node(address).num_sampled + 1  # one was handed to the node behind it
+        assert sampled >= MIN_PATH_TOKENS
+    assert player.node("0.2").num_sampled >= MIN_CONCLUSION_TOKENS
+    assert player.finish == Finish("length")
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_tight_fork_inside_a_path_leaves_the_promised_room_INV4(block_size):
+    scripts = {**DEEP, "0.1/0.1/0.0": " p" * 99, "0.1/0.1/1.0": " q" * 99}
+    scripts |= {"0.1/0.2": " c" * 99, "0.2": " c" * 99}
+    player = tightest("multiverse", scripts, block_size, num_forks=2)
+    for address in ("0.1/0.1/0.0", "0.1/0.1/1.0"):
+        assert player.node(address).num_sampled + 1 >= MIN_PATH_TOKENS
+    assert player.node("0.1/0.2").num_sampled + 1 >= MIN_CONCLUSION_TOKENS
+    assert player.node("0.2").num_sampled >= MIN_CONCLUSION_TOKENS
 
 
 def test_long_titles_are_counted_as_forced_text_INV4():
@@ -132,7 +154,7 @@ def test_long_titles_are_counted_as_forced_text_INV4():
     scripts = {**SKELETON_TOY, "0.0": f" {title}\n2. {title}\n\n"}
     profile = load_profile("skeleton")
     patient = replace(profile, fork=replace(profile.fork, max_outline_tokens=None))
-    for index_blocks in range(20, 160):
+    for index_blocks in range(20, 160, 3):
         player = Player(patient, scripts, index_blocks=index_blocks, block_size=4)
         while player.finish is None:
             player.step(player.running[0])
@@ -206,6 +228,7 @@ def test_paths_copied_by_a_join_are_never_computed_again():
     player.run_until(lambda: player.group.nodes[-1].kind is Kind.CONCLUSION)
     retired = [node for node in player.group.nodes if node.retired]
     assert len(retired) == 2 and not any(node.sealed for node in retired)
+    assert [player.num_starts[node] for node in retired] == [1, 1]
     assert not set(player.group.ready()) & set(retired)
     needed = player.group.blocks_needed
     kept = [node for node in player.group.nodes if not node.retired]
@@ -372,7 +395,7 @@ def test_babble_never_raises_and_keeps_to_every_limit_INV4_INV5(
 def test_babble_does_fork():
     """The random test above would prove nothing on text that never branches."""
     seen: Counter[str] = Counter()
-    for seed in range(40):
+    for seed in range(25):
         player = Player("multiverse", Babble(seed, WORDS), max_tokens=300).run()
         seen["forks"] += player.summary["forks"]
         seen["deep"] += player.summary["depth"] == 2

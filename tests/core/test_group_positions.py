@@ -175,6 +175,12 @@ def test_figures_of_the_toy():
     assert summary["parallelism_ratio"] == round(38 / 35, 4)
 
 
+def test_reused_tokens_are_those_in_front_of_each_branch():
+    player = Player("multiverse", TOY).run()
+    prefixes = (len(seen.tokens) for node in player.group.nodes for seen in node.prefix)
+    assert player.summary["reused_kv_tokens"] == sum(prefixes)
+
+
 def test_padding_of_a_prefix_fills_blocks_and_brings_no_new_token():
     player = Player("multiverse", TOY, block_size=4).run()
     conclusion = player.node("0.2")

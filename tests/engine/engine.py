@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +24,14 @@ class Snapshot:
     """A finished group's tokens and K/V, node by node in visible order.
 
     Attributes:
+        nodes: All nodes of the group.
         tokens: Own tokens of all nodes up to the first that is not held.
         keys: [layers, tokens, Hkv, D], as they lay in the cache.
         values: [layers, tokens, Hkv, D].
 
     """
 
+    nodes: list[Any] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
@@ -84,6 +88,25 @@ class Engine:
         assert self.scheduler._ledger.num_held == 0
         assert not self.scheduler._families
 
+    def preempt_every(self, num_steps: int) -> None:
+        """Preempt a running request every so many steps, as vLLM does when blocks run out."""
+        scheduler, schedule = self.scheduler, self.scheduler.schedule
+        steps = itertools.count(1)
+
+        def preempting(*args: Any, **kwargs: Any) -> Any:
+            step = next(steps)
+            if step % num_steps == 0 and scheduler.running:
+                request = scheduler.running.pop(step % len(scheduler.running))
+                scheduler._preempt_request(request, time.monotonic())
+                scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+            return schedule(*args, **kwargs)
+
+        scheduler.schedule = preempting
+
+    def snapshot(self, output: Any) -> Snapshot:
+        """Return what a finished request held."""
+        return next(s for i, s in self.snapshots.items() if i.startswith(f"{output.request_id}-"))
+
     def close(self) -> None:
         """Shut the engine down."""
         self.core.shutdown()
@@ -96,7 +119,7 @@ class Engine:
         scheduler, end = self.scheduler, self.scheduler._end
 
         def record(family: Any, *args: Any) -> None:
-            snapshot = Snapshot()
+            snapshot = Snapshot(list(family.group.nodes))
             for node in family.group.nodes:
                 if not node.sealed:
                     break

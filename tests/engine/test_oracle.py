@@ -86,8 +86,52 @@ def test_greedy_equals_dense_mask(
     alone = engine.generate(asked, plain)
     outputs = engine.generate([*asked, *asked], [params] * 5 + [plain] * 5)
     for output, answer in zip(outputs[:5], answers, strict=True):
-        request_id = next(i for i in engine.snapshots if i.startswith(f"{output.request_id}-"))
-        assert_equal(output, answer, engine.snapshots[request_id])
+        assert_equal(output, answer, engine.snapshot(output))
     for mixed, single in zip(outputs[5:], alone, strict=True):
         assert mixed.outputs[0].token_ids == single.outputs[0].token_ids
+    engine.assert_all_blocks_free()
+
+
+@pytest.mark.parametrize("num_steps", [2, 5])
+def test_forced_preemption_changes_no_key(
+    num_steps: int, hf_model: Any, make_engine: Any, tmp_path: Path
+) -> None:
+    """INV-2 with somebody preempted every few steps: K/V is computed again as it was."""
+    from vllm import SamplingParams
+
+    grammar = IdGrammar(num_paths=3, path_after=(11,), fork_after=(10,))
+    engine = make_engine(options={"profile": grammar.write(tmp_path)}, block_size=16)
+    engine.preempt_every(num_steps)
+    asked = prompts(4, seed=num_steps)
+    params = SamplingParams(max_tokens=90, temperature=0, extra_args={"pt_path_tokens": 16})
+    budget = Budget(max_tokens=90, path_tokens=16)
+    for output in engine.generate(asked, params):
+        answer = Oracle(hf_model, grammar, budget).answer(output.prompt_token_ids)
+        assert_equal(output, answer, engine.snapshot(output))
+    engine.assert_all_blocks_free()
+
+
+def test_small_pool_makes_families_give_way(
+    hf_model: Any, make_engine: Any, tmp_path: Path
+) -> None:
+    """Families that do not fit side by side are replayed from their tokens, K/V and all."""
+    from vllm import SamplingParams
+
+    grammar = IdGrammar(num_paths=3)
+    engine = make_engine(
+        options={"profile": grammar.write(tmp_path), "held_kv_fraction": 1.0},
+        block_size=16,
+        max_model_len=448,
+        num_gpu_blocks_override=30,
+    )
+    replays = []
+    give_way = engine.scheduler._give_way
+    engine.scheduler._give_way = lambda family: (replays.append(family), give_way(family))
+    engine.scheduler._has_room = lambda num_blocks: True
+    params = SamplingParams(max_tokens=110, temperature=0, extra_args={"pt_max_depth": 1})
+    budget = Budget(max_tokens=110, max_depth=1)
+    for output in engine.generate(prompts(14, seed=3), params):
+        answer = Oracle(hf_model, grammar, budget).answer(output.prompt_token_ids)
+        assert_equal(output, answer, engine.snapshot(output))
+    assert replays, "the pool was large enough for all"
     engine.assert_all_blocks_free()

@@ -377,7 +377,7 @@ class Group:
         block_size = self._limits.block_size
         used = self._used(node.lane)
         start = len(self._grammar.forced(self._profile.join.start))
-        conclusion = -(-(start + MIN_CONCLUSION_TOKENS) // block_size)
+        conclusion = -(-(start + MIN_CONCLUSION_TOKENS + 1) // block_size)
         after = self._grammar.forced(self._profile.fork.after)
         if after and node.kind is not Kind.CLOSE:  # a node of its own, with the trigger
             conclusion += -(-(1 + len(after)) // block_size)

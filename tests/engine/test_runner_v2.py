@@ -1,0 +1,164 @@
+"""INV-2 on Model Runner V2: tokens and K/V equal the dense oracle's, and preemption changes nothing.
+
+V2 is vLLM's runner on GPUs. On a CPU its Triton kernels run in Triton's interpreter, which has to be
+turned on before anything imports Triton: so the engine lives in a process of its own, this file run as
+a script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from .oracle import Answer, Budget, Oracle
+from .test_oracle import assert_equal, prompts
+from .tiny import IdGrammar
+
+INTERPRETER = {
+    "OMP_NUM_THREADS": "1",
+    "TRITON_INTERPRET": "1",
+    # No warm-up run: it is slow in the interpreter and there is nothing to warm up.
+    "VLLM_CPU_CI_ENV": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+}
+
+
+def run_script(case: str, model: Path, folder: Path) -> str:
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.engine.test_runner_v2", case, str(model), str(folder)],
+        cwd=root,
+        env={**os.environ, **INTERPRETER, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("case", ["two-paths", pytest.param("three-paths", marks=pytest.mark.slow)])
+def test_greedy_equals_dense_mask(case: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Two or three paths, one of them forking again, prompts in chunks, beside plain requests."""
+    assert run_script(case, tiny_model, tmp_path).endswith(f"{case}: equal\n")
+
+
+class DepthOracle(Oracle):
+    """Also counts the blocks inside blocks."""
+
+    num_nested = 0
+
+    def _block(self, context: Any, position: Any, critical: Any, depth: int, budget: Any) -> Any:
+        self.num_nested += depth > 0
+        return super()._block(context, position, critical, depth, budget)
+
+
+class Preempter:
+    """Preempts a running request every few steps, as vLLM does when blocks run out."""
+
+    def __init__(self, scheduler: Any, every: int) -> None:
+        self.num_branches = 0
+        self._scheduler, self._every, self._step = scheduler, every, 0
+        self._schedule = scheduler.schedule
+        scheduler.schedule = self.schedule
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        self._step += 1
+        running = self._scheduler.running
+        if running and self._step % self._every == 0:
+            request = running.pop(self._step % len(running))
+            self.num_branches += self._scheduler._is_member(request)
+            self._scheduler._preempt_request(request, time.monotonic())
+            # It may run again in this very step, which vLLM's own preemption never allows.
+            self._scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+        return self._schedule(*args, **kwargs)
+
+
+def choose(hf_model: Any, grammar: IdGrammar, budget: Budget) -> list[tuple[list[int], Answer]]:
+    """Return a prompt whose answer forks inside a path, and one whose answer forks and ends itself."""
+    nested = ended = None
+    for prompt in prompts(80, seed=7):
+        oracle = DepthOracle(hf_model, grammar, budget)
+        answer = oracle.answer(prompt)
+        if nested is None and oracle.num_nested:
+            nested = prompt, answer
+        elif ended is None and answer.num_forks and answer.finish == "stop":
+            ended = prompt, answer
+        if nested and ended:
+            return [nested, ended]
+    raise AssertionError("no prompt exercises the grammar")
+
+
+def main(case: str, model: str, folder: str) -> None:
+    """Serve a batch twice, undisturbed and with branches preempted, and compare with the oracle."""
+    pretend_triton_runs_on_cpus()
+    import torch
+    from transformers import AutoModelForCausalLM
+    from vllm import SamplingParams
+
+    from .engine import Engine
+
+    num_paths, max_tokens = {"two-paths": (2, 40), "three-paths": (3, 90)}[case]
+    grammar = IdGrammar(num_paths=num_paths)
+    budget = Budget(max_tokens=max_tokens, path_tokens=10, max_depth=2)
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    chosen = choose(hf_model, grammar, budget)
+    engine = Engine(
+        model,
+        options={"profile": grammar.write(Path(folder))},
+        block_size=16,
+        max_num_batched_tokens=24,
+        max_num_seqs=6,
+    )
+    assert type(engine.core.model_executor.driver_worker.worker.model_runner).__module__ == (
+        "vllm.v1.worker.cpu.model_runner"
+    )
+    limits = {"pt_path_tokens": budget.path_tokens, "pt_max_depth": budget.max_depth}
+    params = [
+        SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0,
+            extra_args=limits,
+            # The oracle's answer ends where it may, at the earliest: one token more would be seen.
+            min_tokens=len(answer.visible) - 1 if answer.finish == "stop" else 0,
+        )
+        for _, answer in chosen
+    ]
+    plain = SamplingParams(max_tokens=12, temperature=0, extra_args={"parallel_think": "off"})
+    asked = [prompt for prompt, _ in chosen]
+    alone = engine.generate(asked[:1], plain)
+
+    def serve() -> None:
+        outputs = engine.generate([*asked, asked[0]], [*params, plain])
+        for output, (_, answer) in zip(outputs, chosen, strict=False):
+            request_id = next(i for i in engine.snapshots if i.startswith(f"{output.request_id}-"))
+            assert_equal(output, answer, engine.snapshots[request_id])
+        assert outputs[-1].outputs[0].token_ids == alone[0].outputs[0].token_ids
+        engine.assert_all_blocks_free()
+
+    serve()
+    preempter = Preempter(engine.scheduler, every=4)
+    serve()
+    assert preempter.num_branches >= 3, "preemption hardly met a branch"
+    engine.close()
+    print(f"{case}: equal")
+
+
+def pretend_triton_runs_on_cpus() -> None:
+    """Let vLLM find a Triton backend for CPUs, without which it takes Model Runner V1."""
+    from triton.backends import backends
+
+    driver = SimpleNamespace(is_active=lambda: True)
+    backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

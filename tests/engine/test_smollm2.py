@@ -1,0 +1,81 @@
+"""INV-2 on a real model: SmolLM2 with the skeleton profile against one dense masked forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KV_TOLERANCE = 5e-3
+"""Keys of SmolLM2 reach several hundred; float32 sums in another order differ in the sixth digit."""
+
+
+def dense_forward(model: Any, nodes: list[Any]) -> tuple[torch.Tensor, Any]:
+    """Run all nodes as one sequence: a token sees its node's prefix, and its own node causally.
+
+    Returns:
+        [T, vocab] logits and the K/V cache, in the order of the nodes.
+
+    """
+    offsets, tokens, positions = {}, [], []
+    for node in nodes:
+        offsets[node] = len(tokens)
+        positions += range(node.start, node.start + len(node.tokens))
+        tokens += node.tokens
+    mask = torch.full((len(tokens), len(tokens)), torch.finfo(torch.float32).min)
+    for node in nodes:
+        own = slice(offsets[node], offsets[node] + len(node.tokens))
+        for seen in node.prefix:
+            mask[own, offsets[seen] : offsets[seen] + len(seen.tokens)] = 0
+        mask[own, own] = torch.triu(mask[own, own], diagonal=1)
+    with torch.inference_mode():
+        output = model(
+            torch.tensor([tokens]),
+            attention_mask=mask[None, None],
+            position_ids=torch.tensor([positions]),
+            use_cache=True,
+        )
+    return output.logits[0], output.past_key_values
+
+
+def test_skeleton_on_smollm2(smollm2: Path, make_engine: Any) -> None:
+    from transformers import AutoModelForCausalLM
+    from vllm import SamplingParams
+
+    engine = make_engine(model=smollm2, options={"profile": "skeleton"})
+    prompt = engine.llm.get_tokenizer().apply_chat_template(
+        [{"role": "user", "content": "What should I think about when I buy a used car?"}],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    params = SamplingParams(max_tokens=400, temperature=0, extra_args={"pt_path_tokens": 40})
+    (output,) = engine.generate([prompt], params)
+    summary = output.kv_transfer_params["parallel_think"]
+    assert summary["forks"] == 1
+    assert summary["widest_fork"] >= 3
+    assert summary["parallelism_ratio"] > 1.5
+    snapshot = engine.snapshot(output)
+    nodes = snapshot.nodes
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    logits, cache = dense_forward(model, nodes)
+    offset, checked = 0, 0
+    for node in nodes:
+        for index in range(node.num_given, len(node.tokens)):
+            row = logits[offset + index - 1]
+            # A token that ties with the best one in float32 may go either way.
+            assert row.max() - row[node.tokens[index]] < 1e-3, f"{node.address}, token {index}"
+            checked += 1
+        offset += len(node.tokens)
+    # A token that lacked its K/V when its branch was cut is given to the next node.
+    pending = sum(node.num_pending for node in nodes)
+    assert checked + pending == summary["generated_tokens"]
+    num = len(snapshot.tokens)
+    assert num > len(prompt)
+    for kind, ours in (("keys", snapshot.keys), ("values", snapshot.values)):
+        dense = torch.stack([getattr(layer, kind)[0].transpose(0, 1) for layer in cache.layers])
+        error = (torch.cat(ours, dim=1) - dense[:, :num]).abs().max().item()
+        assert error < KV_TOLERANCE, f"{kind} differ by {error}"
+    engine.assert_all_blocks_free()
