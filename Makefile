@@ -44,7 +44,7 @@ lint: env ## style, formatting, types
 	$(PY) -m mypy
 
 bench: env $(NEEDS_MODEL) ## all benchmarks
-	$(PY) -m tests.bench
+	$(PY) -m tests.bench --model $(MODEL)
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)

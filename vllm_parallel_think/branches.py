@@ -12,7 +12,7 @@ from .core.graph import Kind, Node, State
 
 
 def branch_seed(seed: int, address: str) -> int:
-    """Derive a branch's seed: the same for the same place in the tree, different everywhere else."""
+    """Derive a branch's seed: the same for the same place in the tree, another elsewhere."""
     digest = hashlib.blake2b(f"{seed}:{address}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -32,8 +32,8 @@ def branch_params(root: Request, node: Node, num_visible_before: int) -> Samplin
         params.max_tokens = 1
         params.logprobs = None
         return params
-    # One more than the group's own limit, so that the group ends the branch, and one more for the step
-    # that computes a tag's K/V.
+    # One more than the group's own limit, so that the group ends the branch, and one more for the
+    # step that computes a tag's K/V.
     params.max_tokens = (node.limit or 0) + 2
     if node.kind is Kind.CONCLUSION and node.depth == 0:
         params.min_tokens = max(0, root.sampling_params.min_tokens - num_visible_before)

@@ -9,6 +9,8 @@ from packaging.version import Version
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import CpuArchEnum, current_platform
+from vllm.utils.torch_utils import is_quantized_kv_cache
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from . import admission, streaming
 from .core.errors import OptionError
@@ -36,8 +38,8 @@ WAY_OUT = f"or remove parallel_think from {FLAG.split()[0]}"
 def configure(vllm_config: VllmConfig) -> None:
     """Set scheduler, worker and block size, if the operator turned the plugin on.
 
-    vLLM runs this again in the engine process and after every copy of its configuration, so it accepts
-    its own values.
+    vLLM runs this again in the engine process and after every copy of its configuration, so it
+    accepts its own values.
 
     Raises:
         OptionError: The settings are wrong, or name something the plugin cannot serve.
@@ -52,6 +54,8 @@ def configure(vllm_config: VllmConfig) -> None:
     refuse_unsupported(vllm_config)
     _set_block_size(vllm_config, options)
     _set_classes(vllm_config)
+    if current_platform.is_cuda():
+        set_attention_backend(vllm_config)
     admission.install(settings)
     streaming.install()
 
@@ -66,8 +70,8 @@ def check_version(version: str) -> None:
     low, high = SUPPORTED
     if not low <= Version(version) < high:
         raise OptionError(
-            f"vllm-parallel-think supports vLLM >={low},<{high}, found {version}: install a supported "
-            f"vLLM, {WAY_OUT}"
+            f"vllm-parallel-think supports vLLM >={low},<{high}, found {version}: "
+            f"install a supported vLLM, {WAY_OUT}"
         )
 
 
@@ -98,6 +102,11 @@ def refuse_unsupported(config: VllmConfig) -> None:
         ),
         "--skip-tokenizer-init": model.skip_tokenizer_init,
         "VLLM_USE_RUST_FRONTEND=1": os.environ.get("VLLM_USE_RUST_FRONTEND") == "1",
+        # A reused layer's tokens are a selection of the batch, the plan is for all of it.
+        "--kv-sharing-fast-prefill": cache.kv_sharing_fast_prefill,
+        # Such a graph replays the whole model, without the hook that sets positions.
+        "VLLM_USE_BREAKABLE_CUDAGRAPH=1": os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH") == "1",
+        f"--kv-cache-dtype {cache.cache_dtype}": is_quantized_kv_cache(cache.cache_dtype),
     }
     if current_platform.is_cpu():
         reasons["--kv-cache-dtype on a CPU"] = cache.cache_dtype != "auto"
@@ -113,7 +122,9 @@ def _set_block_size(config: VllmConfig, options: ServerOptions) -> None:
     cache = config.cache_config
     if cache.user_specified_block_size:
         if cache.block_size % 16:
-            raise OptionError(f"--block-size {cache.block_size}: must be a multiple of 16, {WAY_OUT}")
+            raise OptionError(
+                f"--block-size {cache.block_size}: must be a multiple of 16, {WAY_OUT}"
+            )
         return
     size = options.block_size or DEFAULT_BLOCK_SIZES[current_platform.device_type]
     if size % 16:
@@ -132,6 +143,25 @@ def _set_classes(config: VllmConfig) -> None:
     worker = parallel.worker_cls
     if worker not in (*_WORKERS, *_WORKERS.values()):
         raise OptionError(
-            f"--worker-cls {worker}: parallel_think runs on the CPU and CUDA workers: drop it, {WAY_OUT}"
+            f"--worker-cls {worker}: parallel_think runs on the CPU and CUDA workers: "
+            f"drop it, {WAY_OUT}"
         )
     parallel.worker_cls = _WORKERS.get(worker, worker)
+
+
+def set_attention_backend(config: VllmConfig) -> None:
+    """Choose FlashAttention, the CUDA backend that has our masks; vLLM prefers others on some GPUs.
+
+    Raises:
+        OptionError: The operator named another one.
+
+    """
+    attention = config.attention_config
+    named = [attention.backend, *attention.backend_per_kind.values()]
+    for backend in named:
+        if backend not in (None, AttentionBackendEnum.FLASH_ATTN):
+            raise OptionError(
+                f"--attention-backend {backend.name}: parallel_think runs on FLASH_ATTN: drop it, "
+                f"{WAY_OUT}"
+            )
+    attention.backend = AttentionBackendEnum.FLASH_ATTN

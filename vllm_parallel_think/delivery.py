@@ -24,7 +24,9 @@ def forced_logprobs(tokens: tuple[int, ...]) -> LogprobsLists:
     )
 
 
-def to_output(root: Request, emission: Emission, summary: dict[str, Any] | None) -> EngineCoreOutput:
+def to_output(
+    root: Request, emission: Emission, summary: dict[str, Any] | None
+) -> EngineCoreOutput:
     """Turn what a group releases into an output under the client's request id."""
     if emission.payload is None:
         output = EngineCoreOutput(root.request_id, list(emission.forced))

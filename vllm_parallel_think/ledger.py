@@ -47,7 +47,7 @@ class BlockLedger:
             self._headers.seal(blocks[-1].block_id, hole)
 
     def release(self, node: Node) -> None:
-        """Give a node's blocks back to the pool, last ones first, so that they are evicted first."""
+        """Give a node's blocks back to the pool, last ones first, so that they go first."""
         blocks = self._blocks.pop(node, [])
         for block in blocks:
             self._held[block.block_id] -= 1

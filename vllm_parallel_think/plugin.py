@@ -33,7 +33,7 @@ def _wrap_platform_check() -> None:
     from vllm.platforms import current_platform
 
     platform = type(current_platform)
-    check = platform.check_and_update_config.__func__  # type: ignore[attr-defined]
+    check = platform.check_and_update_config.__func__
 
     @functools.wraps(check)
     def check_and_update_config(cls: type, vllm_config: object) -> None:
@@ -42,6 +42,6 @@ def _wrap_platform_check() -> None:
         if isinstance(additional, dict) and "parallel_think" in additional:
             from .configure import configure
 
-            configure(vllm_config)  # type: ignore[arg-type]
+            configure(vllm_config)
 
-    platform.check_and_update_config = classmethod(check_and_update_config)  # type: ignore[assignment]
+    platform.check_and_update_config = classmethod(check_and_update_config)

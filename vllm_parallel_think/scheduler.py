@@ -1,8 +1,9 @@
 """Groups in vLLM's scheduler: a mixin over ``Scheduler`` and ``AsyncScheduler``.
 
-Every branch is a vLLM request of its own that starts from blocks the group holds, as if it had hit the
-prefix cache. The mixin reports to :class:`~vllm_parallel_think.core.group.Group` what was sampled and what
-ended, and does what the group asks for; batching, chunked prefill and preemption stay vLLM's.
+Every branch is a vLLM request of its own that starts from blocks the group holds, as if it had hit
+the prefix cache. The mixin reports to :class:`~vllm_parallel_think.core.group.Group` what was
+sampled and what ended, and does what the group asks for; batching, chunked prefill and preemption
+stay vLLM's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -26,7 +27,7 @@ from vllm.v1.request import Request, RequestStatus
 from . import delivery
 from .branches import branch_request
 from .core.errors import OptionError
-from .core.graph import Kind, Node, State
+from .core.graph import Kind, State
 from .core.group import Cause, Chunk, Group, Limits, Verdict
 from .core.options import parse_request
 from .core.scan import Grammar
@@ -142,7 +143,8 @@ class GroupSchedulerMixin(Scheduler):
         self._preempted_member = False
         if self._unpark():
             # Newcomers would take the room that a family which gave way is waiting for.
-            newcomers, self.waiting = self.waiting, create_request_queue(self.policy)
+            newcomers: RequestQueue = self.waiting
+            self.waiting = create_request_queue(self.policy)
             try:
                 output = super().schedule(throttle_prefills)
             finally:
@@ -158,9 +160,7 @@ class GroupSchedulerMixin(Scheduler):
             return output
         return with_headers(output, headers, has_branches)
 
-    def _get_local_prefix_cache_hit(
-        self, request: Request
-    ) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         branch = self._families.branch(request.request_id)
         if branch is None or not branch.node.prefix:
             return super()._get_local_prefix_cache_hit(request)
@@ -173,7 +173,7 @@ class GroupSchedulerMixin(Scheduler):
             return False
         return super()._handle_blocked_waiting_request(request)
 
-    def _holds_kv_blocks(self, request: Request) -> bool:  # type: ignore[override]
+    def _holds_kv_blocks(self, request: Request) -> bool:
         # Members go before newcomers: a newcomer that does not fit would stop the scan in front of
         # them, while their family holds the blocks it waits for.
         return self._is_member(request) or Scheduler._holds_kv_blocks(request)
@@ -357,7 +357,9 @@ class GroupSchedulerMixin(Scheduler):
                 group.end(node, Cause.VERDICT)
                 final = group.finish is not None and group.finish.reason == "length"
                 request.status = (
-                    RequestStatus.FINISHED_LENGTH_CAPPED if final else RequestStatus.FINISHED_STOPPED
+                    RequestStatus.FINISHED_LENGTH_CAPPED
+                    if final
+                    else RequestStatus.FINISHED_STOPPED
                 )
                 return kept, True
         return kept, False
@@ -517,9 +519,7 @@ class GroupSchedulerMixin(Scheduler):
             finished.append(family.root)
         return finished
 
-    def _end(
-        self, family: Family, status: RequestStatus = RequestStatus.FINISHED_ABORTED
-    ) -> None:
+    def _end(self, family: Family, status: RequestStatus = RequestStatus.FINISHED_ABORTED) -> None:
         """End whatever still runs for a request and give all its blocks back."""
         family.ended = True
         family.parked = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from vllm.forward_context import get_forward_context
@@ -18,17 +18,21 @@ from .tables import BlockTables
 class GroupWorkerMixin(WorkerBase):
     """Adds block headers to a vLLM worker."""
 
-    backends: dict[AttentionBackendEnum, str] = {}
+    backends: ClassVar[dict[AttentionBackendEnum, str]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tables: BlockTables | None = None
+        self._natural_positions: torch.Tensor | None = None
         for backend, path in self.backends.items():
             register_backend(backend, path)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        self.get_model().register_forward_pre_hook(self._set_positions, with_kwargs=True)
+        model = self.get_model()
+        refuse_hookless(model)
+        model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
+        model.register_forward_hook(self._restore_positions, with_kwargs=True)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         self._tables = BlockTables(
@@ -36,6 +40,7 @@ class GroupWorkerMixin(WorkerBase):
         )
         tables.publish(self.vllm_config.instance_id, self._tables)
         super().initialize_from_config(kv_cache_config)
+        self._refuse_foreign_attention(kv_cache_config)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         block_tables = self._tables
@@ -45,6 +50,34 @@ class GroupWorkerMixin(WorkerBase):
                 block_tables.apply(scheduler_output.headers)
             block_tables.has_branches = ours and scheduler_output.has_branches
         return super().execute_model(scheduler_output)
+
+    def execute_dummy_batch(self) -> None:
+        # No scheduler output comes with it, so the last step's flag would stand.
+        if self._tables is not None:
+            self._tables.has_branches = False
+        super().execute_dummy_batch()
+
+    def _refuse_foreign_attention(self, kv_cache_config: Any) -> None:
+        """Refuse layers that would attend to holes because another backend was picked for them.
+
+        Raises:
+            NotImplementedError: Names the backend.
+
+        """
+        if len(kv_cache_config.kv_cache_groups) > 1:
+            raise NotImplementedError(
+                "parallel_think cannot serve a model with several groups of KV blocks; remove "
+                "parallel_think from --additional-config to serve it without branches"
+            )
+        ours = tuple(backend.get_class() for backend in self.backends)
+        for groups in self.model_runner.attn_groups:
+            for group in groups:
+                if not issubclass(group.backend, ours):
+                    raise NotImplementedError(
+                        f"parallel_think cannot serve the attention of {group.layer_names[0]} "
+                        f"({group.backend.get_name()}); remove parallel_think from "
+                        "--additional-config to serve it without branches"
+                    )
 
     def _set_positions(
         self, _model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -56,5 +89,34 @@ class GroupWorkerMixin(WorkerBase):
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict) or not metadata:
             return
-        positions = kwargs["positions"] if "positions" in kwargs else args[1]
+        positions = _positions(args, kwargs)
+        self._natural_positions = positions.clone()
         block_tables.move_positions(positions, next(iter(metadata.values())).slot_mapping)
+
+    def _restore_positions(
+        self, _model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any
+    ) -> None:
+        """Put vLLM's positions back: Model Runner V2's sampler counts ``min_tokens`` by them."""
+        if self._natural_positions is not None:
+            _positions(args, kwargs).copy_(self._natural_positions)
+            self._natural_positions = None
+
+
+def _positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    positions: torch.Tensor = kwargs["positions"] if "positions" in kwargs else args[1]
+    return positions
+
+
+def refuse_hookless(model: torch.nn.Module) -> None:
+    """Refuse a model whose class vLLM compiles as a whole, because then no forward hook runs.
+
+    Raises:
+        NotImplementedError: Names the model's class.
+
+    """
+    if type(model).__call__ is not torch.nn.Module.__call__:
+        raise NotImplementedError(
+            f"parallel_think cannot set the positions of {type(model).__name__}, which vLLM calls "
+            "around PyTorch's hooks; remove parallel_think from --additional-config to serve it "
+            "without branches"
+        )

@@ -92,7 +92,7 @@ def test_trigger_without_its_opening_tag_is_seen_as_such(vocabulary):
 
 @pytest.mark.parametrize("vocabulary", ALL)
 def test_names_come_from_the_last_outline_each_once(vocabulary):
-    text = MULTIVERSE + "\n<Goal>\n<Outline>3: x</Outline><Outline>3: y</Outline>"
+    text = MULTIVERSE + "\n<Parallel>\n<Goal>\n<Outline>3: x</Outline><Outline>3: y</Outline>"
     text += "<Outline>4.1: z</Outline></Goal>"
     (_, (_, event)) = events("multiverse", text, vocabulary())
     assert event == ForkSeen(names("3", "4.1"), opened=True)
@@ -171,3 +171,10 @@ def test_forced_text_is_filled_in_and_token_ids_are_kept():
     tokens = grammar.forced(("\n{name}: {title}", 7, "{name}"), PathName("2", "Pears"))
     assert tokens == (*vocabulary.encode("\n2: Pears"), 7, *vocabulary.encode("2"))
     assert vocabulary.decode(list(grammar.forced(("{name}",)))) == "{name}"
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_every_block_needs_an_opening_of_its_own(vocabulary):
+    text = MULTIVERSE + "\n<Goal>\n<Outline>3: x</Outline><Outline>4: y</Outline></Goal>"
+    (_, (_, event)) = events("multiverse", text, vocabulary())
+    assert event == ForkSeen(names("3", "4"), opened=False)

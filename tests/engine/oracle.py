@@ -1,4 +1,4 @@
-"""A dense oracle: forks and joins as a mask over one sequence, without blocks, requests or schedules.
+"""A dense oracle: forks and joins as a mask over one sequence, without blocks or schedules.
 
 It generates its own tokens with transformers in float32: every token keeps an explicit list of the
 tokens it sees and a RoPE position, and nothing of the plugin is imported.

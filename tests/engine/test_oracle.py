@@ -28,7 +28,8 @@ def assert_equal(output: Any, answer: Answer, snapshot: Any) -> None:
     if answer.num_forks == 0:
         return
     assert output.kv_transfer_params["parallel_think"]["forks"] == answer.num_forks
-    # Either may know more than the client saw: the oracle stops at the cut, siblings run on behind it.
+    # Either may know more than the client saw: the oracle stops at the cut, siblings run on behind
+    # it.
     num = min(len(snapshot.tokens), len(answer.graph.tokens))
     assert num and snapshot.tokens[:num] == answer.graph.tokens[:num]
     cache = answer.graph.forward().past_key_values

@@ -1,8 +1,8 @@
 """INV-2 on Model Runner V2: tokens and K/V equal the dense oracle's, and preemption changes nothing.
 
-V2 is vLLM's runner on GPUs. On a CPU its Triton kernels run in Triton's interpreter, which has to be
-turned on before anything imports Triton: so the engine lives in a process of its own, this file run as
-a script.
+V2 is vLLM's runner on GPUs. On a CPU its Triton kernels run in Triton's interpreter, which has to
+be turned on before anything imports Triton: so the engine lives in a process of its own, this file
+run as a script.
 """
 
 from __future__ import annotations
@@ -82,17 +82,15 @@ class Preempter:
 
 def choose(hf_model: Any, grammar: IdGrammar, budget: Budget) -> list[tuple[list[int], Answer]]:
     """Return a prompt whose answer forks inside a path, and one whose answer forks and ends itself."""
-    nested = ended = None
-    for prompt in prompts(80, seed=7):
+    asked = [prompt[:30] for prompt in prompts(60, seed=7)]
+    chosen = []
+    for prompt in (asked[7], asked[2]):
         oracle = DepthOracle(hf_model, grammar, budget)
-        answer = oracle.answer(prompt)
-        if nested is None and oracle.num_nested:
-            nested = prompt, answer
-        elif ended is None and answer.num_forks and answer.finish == "stop":
-            ended = prompt, answer
-        if nested and ended:
-            return [nested, ended]
-    raise AssertionError("no prompt exercises the grammar")
+        chosen.append((prompt, oracle.answer(prompt)))
+        if prompt is asked[7]:
+            assert oracle.num_nested, "no block in a block"
+    assert all(answer.num_forks for _, answer in chosen)
+    return chosen
 
 
 def main(case: str, model: str, folder: str) -> None:
@@ -104,8 +102,8 @@ def main(case: str, model: str, folder: str) -> None:
 
     from .engine import Engine
 
-    num_paths, max_tokens = {"two-paths": (2, 40), "three-paths": (3, 90)}[case]
-    grammar = IdGrammar(num_paths=num_paths)
+    num_paths, max_tokens = {"two-paths": (2, 48), "three-paths": (3, 90)}[case]
+    grammar = IdGrammar(num_paths=num_paths, triggers=tuple(range(10, 22)))
     budget = Budget(max_tokens=max_tokens, path_tokens=10, max_depth=2)
     hf_model = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
@@ -127,8 +125,10 @@ def main(case: str, model: str, folder: str) -> None:
             max_tokens=max_tokens,
             temperature=0,
             extra_args=limits,
-            # The oracle's answer ends where it may, at the earliest: one token more would be seen.
-            min_tokens=len(answer.visible) - 1 if answer.finish == "stop" else 0,
+            # Too small to change the oracle's answer, but not if padding counted as written.
+            min_tokens=len(answer.visible) - 1 - len(grammar.join_start)
+            if answer.finish == "stop"
+            else 0,
         )
         for _, answer in chosen
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 KV_TOLERANCE = 5e-3
-"""Keys of SmolLM2 reach several hundred; float32 sums in another order differ in the sixth digit."""
+"""Keys of SmolLM2 reach several hundred: float32 sums in another order differ there."""
 
 
 def dense_forward(model: Any, nodes: list[Any]) -> tuple[torch.Tensor, Any]:

@@ -1,7 +1,7 @@
 """A random two-layer Llama with a word-level tokenizer, and a grammar of bare token ids for it.
 
-Weights are drawn wide, so that greedy text wanders over the whole vocabulary instead of looping: tags
-turn up by chance, blocks nest, and an error in K/V changes the tokens soon.
+Weights are drawn wide, so that greedy text wanders over the whole vocabulary instead of looping:
+tags turn up by chance, blocks nest, and an error in K/V changes the tokens soon.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """vLLM's real scheduler, ours on top, and a worker whose attention is a hash.
 
-The worker keeps a paged KV cache in which every slot holds a fingerprint of (token, RoPE position, the
-fingerprints of all slots it sees): what a layer of a transformer keeps, at a millionth of the price. A
-branch that sees one slot too many, misses one, reads a block that was handed to somebody else, or sits
-at a wrong position gets another fingerprint, and with it another text.
+The worker keeps a paged KV cache in which every slot holds a fingerprint of (token, RoPE position,
+the fingerprints of all slots it sees): what a layer of a transformer keeps, at a millionth of the
+price. A branch that sees one slot too many, misses one, reads a block that was handed to somebody
+else, or sits at a wrong position gets another fingerprint, and with it another text.
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ class Simulation:
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1 - len(owners)
         for family in scheduler._families:
             live = [n for n in family.group.nodes if n.state in (State.LIVE, State.CLOSING)]
-            assert len(live) <= scheduler._settings.options.max_paths ** 2
+            assert len(live) <= scheduler._settings.options.max_paths**2
             assert all(node.depth <= 2 for node in live)
             held = [node for node in family.group.nodes if node.sealed]
             assert all(node in scheduler._ledger._blocks for node in held)
@@ -323,4 +323,3 @@ class Simulation:
                 client.summary = params.get("parallel_think", client.summary)
                 if out.finished and isinstance(out.stop_reason, str):
                     client.finish = out.stop_reason
-

@@ -34,8 +34,8 @@ def simulate(model: Path, folder: Path, grammar: IdGrammar, **kwargs: Any) -> An
 def assert_answers(simulation: Any, grammar: IdGrammar, max_tokens: int, path_tokens: int) -> int:
     """Compare every answer that was not aborted with the oracle's; return the number of forks.
 
-    An answer that was refused a fork for want of room in the index space goes on sequentially, which
-    the oracle does not know; it must say so.
+    An answer that was refused a fork for want of room in the index space goes on sequentially,
+    which the oracle does not know; it must say so.
     """
     from .simulator import hash_graph
 
@@ -104,9 +104,7 @@ def test_pools_too_small_for_all_families(
 
         simulation.scheduler._give_way = count
         for number in range(16):
-            simulation.add(
-                prompt(rng), parallel=number % 4 != 3, max_tokens=60, pt_path_tokens=15
-            )
+            simulation.add(prompt(rng), parallel=number % 4 != 3, max_tokens=60, pt_path_tokens=15)
             for _ in range(rng.randrange(6)):
                 simulation.step()
         simulation.run()

@@ -91,6 +91,7 @@ class Answer:
         ids: Every id under which the answer came.
         text: What the client reads.
         tokens: Visible token ids.
+        pieces: Text of each visible token.
         logprobs: Log-probability of each visible token.
         finish: The finish reason.
         stop_reason: vLLM's stop reason.
@@ -102,6 +103,7 @@ class Answer:
     ids: frozenset[str]
     text: str
     tokens: tuple[int, ...]
+    pieces: tuple[str, ...]
     logprobs: tuple[float, ...]
     finish: str
     stop_reason: int | str | None
@@ -221,6 +223,7 @@ def _from_response(response: Any) -> list[Answer]:
             ids=frozenset({response.id}),
             text=choice.message.content,
             tokens=tuple(choice.token_ids),
+            pieces=tuple(entry.token for entry in choice.logprobs.content),
             logprobs=tuple(entry.logprob for entry in choice.logprobs.content),
             finish=choice.finish_reason,
             stop_reason=choice.stop_reason,
@@ -243,6 +246,10 @@ def _from_stream(stream: Any) -> list[Answer]:
             if choice.finish_reason is not None:
                 assert choice.index not in ends
                 ends[choice.index] = choice
+    logprobs = {
+        index: [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+        for index, choices in parts.items()
+    }
     (usage,) = [chunk.usage for chunk in extra if chunk.usage is not None]
     summaries = [chunk.parallel_think for chunk in extra if chunk.usage is None]
     assert len(summaries) <= 1
@@ -253,12 +260,8 @@ def _from_stream(stream: Any) -> list[Answer]:
             tokens=tuple(
                 token for choice in choices for token in getattr(choice, "token_ids", None) or ()
             ),
-            logprobs=tuple(
-                entry.logprob
-                for choice in choices
-                if choice.logprobs is not None
-                for entry in choice.logprobs.content
-            ),
+            pieces=tuple(entry.token for entry in logprobs[index]),
+            logprobs=tuple(entry.logprob for entry in logprobs[index]),
             finish=ends[index].finish_reason,
             stop_reason=ends[index].stop_reason,
             num_reported=usage.completion_tokens,

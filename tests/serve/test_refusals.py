@@ -46,10 +46,8 @@ WRONG_COMBINATIONS = [
         {"text": {"format": {"type": "json_schema", **SCHEMA}}},
         "structured outputs",
     ),
-    (CHAT, {"prompt_logprobs": 1, "stream": False}, "prompt_logprobs"),
     (COMPLETIONS, {"echo": True, "logprobs": 1}, "prompt_logprobs"),
     (CHAT, {"use_beam_search": True, "n": 2}, "beam search"),
-    (COMPLETIONS, {"use_beam_search": True, "n": 2, "stream": False}, "beam search"),
     (CHAT, {"repetition_detection": {"max_pattern_size": 4, "min_count": 3}}, "repetition_det"),
 ]
 
@@ -68,6 +66,22 @@ def test_wrong_keys(
     server: Server, path: str, stream: bool, xargs: dict[str, Any], says: str
 ) -> None:
     assert says in refused(server, path, stream, vllm_xargs=xargs)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (CHAT, {"prompt_logprobs": 1}, "prompt_logprobs"),
+        (COMPLETIONS, {"use_beam_search": True, "n": 2}, "beam search"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_vllm_never_streams(
+    server: Server, path: str, body: dict[str, Any], says: str
+) -> None:
+    message = refused(server, path, False, **body)
+    assert says in message
+    assert OFF in message
 
 
 def test_profiles_are_listed(server: Server) -> None:
@@ -118,17 +132,24 @@ def test_openai_client_sees_a_bad_request(server: Server) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", ASKS)
-@pytest.mark.parametrize(
-    "value", [None, {}, {"a": {"b": 1}}, [[1]], [None], 10**30, "\x00", True], ids=repr
-)
-@pytest.mark.parametrize("key", ["pt_max_paths", "parallel_think", "pt_join"])
-def test_odd_values_are_answered(
-    server: Server, path: str, stream: bool, key: str, value: object
-) -> None:
-    """Refused by vLLM or by us; ``true`` is the number 1 to vLLM, and so a fine number of paths."""
-    body = {**ASKS[path], "stream": stream, "vllm_xargs": {key: value}}
-    fine = key == "pt_max_paths" and value is True
-    assert server.post(path, **body).status_code == (200 if fine else 400)
+def test_odd_values_are_refused(server: Server, path: str, stream: bool) -> None:
+    """By vLLM or by us, but never by a traceback."""
+    for key in ("pt_max_paths", "parallel_think", "pt_join", "pt_"):
+        for value in (
+            None,
+            {},
+            {"a": {"b": 1}},
+            [[1]],
+            [None],
+            [],
+            10**30,
+            -1.5,
+            "\x00",
+            "é" * 999,
+        ):
+            body = {**ASKS[path], "stream": stream, "vllm_xargs": {key: value}}
+            response = server.post(path, **body)
+            assert response.status_code == 400, f"{key!r}: {value!r}: {response.text}"
 
 
 def test_keys_of_others_pass(server: Server) -> None:

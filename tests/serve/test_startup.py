@@ -39,7 +39,10 @@ def patched():
 
 CONFIGURE = """
 import json, sys
+from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.platforms import current_platform
 
 def configure(**kwargs):
     try:
@@ -47,11 +50,27 @@ def configure(**kwargs):
     except Exception as error:
         return error
 
+def outcome(call, *args):
+    try:
+        call(*args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
 says = []
 for kwargs in json.loads(sys.argv[2]):
     result = configure(**kwargs)
     says.append([type(result).__name__, str(result)] if isinstance(result, Exception) else None)
-print(json.dumps(says))
+
+# The last of these configurations is a good one.
+embeds = {"type": "embeds", "prompt_embeds": None}
+off = SamplingParams(extra_args={"parallel_think": "off"})
+request = CompletionRequest(model="m", prompt_embeds=b"x")
+embeddings = [
+    outcome(current_platform.validate_request, embeds, SamplingParams()),
+    outcome(current_platform.validate_request, embeds, off),
+    outcome(request.to_sampling_params, 8, {}),
+]
+print(json.dumps([says, embeddings]))
 """
 
 UNTOUCHED = (
@@ -82,58 +101,6 @@ same = functions == [getattr(owner, name) for owner, name in SEAMS]
 print(json.dumps([without, once, again, same]))
 """
 )
-
-EMBEDDINGS = """
-import json, sys
-from vllm import SamplingParams
-from vllm.engine.arg_utils import EngineArgs
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.platforms import current_platform
-
-EngineArgs(
-    model=sys.argv[1], dtype="float32", additional_config={"parallel_think": {}}
-).create_engine_config()
-embeds = {"type": "embeds", "prompt_embeds": None}
-request = CompletionRequest(model="m", prompt_embeds=b"x")
-
-def outcome(call, *args):
-    try:
-        call(*args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-off = SamplingParams(extra_args={"parallel_think": "off"})
-print(json.dumps([
-    outcome(current_platform.validate_request, embeds, SamplingParams()),
-    outcome(current_platform.validate_request, embeds, off),
-    outcome(request.to_sampling_params, 8, {}),
-]))
-"""
-
-PATCHES = """
-import json
-from vllm_parallel_think.patches import patch
-
-class Found:
-    def method(self, known): return known
-    @classmethod
-    def of_class(cls, known): return cls, known
-
-def outcome(*args):
-    try:
-        patch(*args)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-more = lambda original: lambda self, known: (original(self, known), "more")
-says = [outcome(Found, "gone", more), outcome(Found, "method", more, ("unknown",))]
-says.append(Found().method(1))
-for _ in range(2):
-    patch(Found, "method", more, ("known",))
-    patch(Found, "of_class", more, ("known",))
-says += [Found().method(1), Found.of_class(1)[0][0] is Found, Found.of_class(1)[1]]
-print(json.dumps(says))
-"""
 
 OFFLINE = """
 import json, os, sys
@@ -202,17 +169,17 @@ ACCEPTED = [ON, with_options(profile="off", max_paths=64), {**ON, "block_size": 
 
 
 @pytest.fixture(scope="module")
-def refusals(model: Path) -> dict[str, Any]:
-    """What vLLM raises for each configuration, all asked in one process."""
+def told(model: Path) -> tuple[dict[str, Any], list[str | None]]:
+    """What vLLM raises for each configuration and for embeddings, all asked in one process."""
     asked = [kwargs for kwargs, _ in REFUSED.values()] + ACCEPTED
-    says = run_script(CONFIGURE, str(model), json.dumps(asked))
+    says, embeddings = run_script(CONFIGURE, str(model), json.dumps(asked))
     assert says[len(REFUSED) :] == [None] * len(ACCEPTED)
-    return dict(zip(REFUSED, says, strict=False))
+    return dict(zip(REFUSED, says, strict=False)), embeddings
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_in_one_line(refusals: dict[str, Any], name: str) -> None:
-    kind, message = refusals[name]
+def test_refused_in_one_line(told: tuple[dict[str, Any], Any], name: str) -> None:
+    kind, message = told[0][name]
     assert kind == "OptionError"
     assert "\n" not in message
     assert len(message) < 300
@@ -220,6 +187,7 @@ def test_refused_in_one_line(refusals: dict[str, Any], name: str) -> None:
         assert words in message
 
 
+@pytest.mark.slow
 def test_server_says_why_it_does_not_start(model: Path) -> None:
     options = json.dumps({"parallel_think": {"max_path": 4}})
     done = subprocess.run(
@@ -253,21 +221,39 @@ def test_nothing_is_touched_without_the_key(model: Path) -> None:
     assert same, "a second configuration patched the patches"
 
 
-def test_embeddings_are_refused(model: Path) -> None:
-    at_engine, off, at_server = run_script(EMBEDDINGS, str(model))
+def test_embeddings_are_refused(told: tuple[Any, list[str | None]]) -> None:
+    at_engine, off, at_server = told[1]
     assert off is None
     for refusal in (at_engine, at_server):
+        assert refusal is not None
         assert refusal.startswith("VLLMValidationError: prompt embeddings cannot be combined")
 
 
 def test_a_patch_without_target_fails_loudly() -> None:
-    gone, changed, before, after, is_class, result = run_script(PATCHES)
-    assert gone.startswith("OptionError: vLLM")
-    assert "Found.gone" in gone
-    assert "Found.method(unknown)" in changed
-    assert before == 1
-    assert after == [1, "more"], "patched twice, or not at all"
-    assert (is_class, result) == (True, "more")
+    from vllm_parallel_think.core.errors import OptionError
+    from vllm_parallel_think.patches import patch
+
+    class Found:
+        def method(self, known: int) -> Any:
+            return [known]
+
+        @classmethod
+        def of_class(cls, known: int) -> Any:
+            return [cls, known]
+
+    def more(original: Any) -> Any:
+        return lambda self, known: [*original(self, known), "more"]
+
+    with pytest.raises(OptionError, match=r"Found\.gone\(\), which parallel_think replaces"):
+        patch(Found, "gone", more)
+    with pytest.raises(OptionError, match=r"Found\.method\(unknown\)"):
+        patch(Found, "method", more, ("unknown",))
+    assert Found().method(1) == [1]
+    for _ in range(2):
+        patch(Found, "method", more, ("known",))
+        patch(Found, "of_class", more, ("known",))
+    assert Found().method(1) == [1, "more"]
+    assert Found.of_class(1) == [Found, 1, "more"]
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""vLLM's attention backends with block-table masks. Batches without groups take the stock kernel."""
+"""vLLM's attention backends with block-table masks; batches without groups stay as they are."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from attention_kernels import SegmentPlan, segmented_attention
 from vllm.v1.attention.backend import CommonAttentionMetadata, MultipleOf
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -14,6 +13,8 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
 )
+
+from attention_kernels import SegmentPlan, segmented_attention
 
 from .. import tables
 from .plan import rows_with_holes
@@ -28,6 +29,8 @@ class GroupCPUMetadata(CPUAttentionMetadata):
 
 class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
     """Plans a step once for all layers."""
+
+    isa: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,10 +49,13 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         plan = None
         if headers is not None and headers.has_branches:
             plan, seq_lens = rows_with_holes(common_attn_metadata, headers)
-            # The stock kernel computes all rows; those of the plan cost it next to nothing this way.
+            # The stock kernel computes all rows; those of the plan cost it next to nothing this
+            # way.
             common_attn_metadata = replace(common_attn_metadata, seq_lens=seq_lens)
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        values = {name: getattr(metadata, name) for name in CPUAttentionMetadata.__dataclass_fields__}
+        values = {
+            name: getattr(metadata, name) for name in CPUAttentionMetadata.__dataclass_fields__
+        }
         return GroupCPUMetadata(**values, plan=plan) if plan is not None else metadata
 
 

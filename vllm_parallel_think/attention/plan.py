@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from attention_kernels import SegmentPlan
 from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from attention_kernels import SegmentPlan
 
 from ..tables import BlockTables
 

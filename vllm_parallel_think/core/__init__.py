@@ -1,1 +1,1 @@
-"""What decides: grammars, the group state machine and its limits. Imports neither torch nor vLLM."""
+"""What decides: grammars, the group state machine, limits. Imports neither torch nor vLLM."""

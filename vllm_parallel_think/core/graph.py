@@ -1,8 +1,9 @@
 """The shape of a request that has branched: nodes, lanes and forks.
 
-A *node* is a run of tokens that one vLLM request computes; it attends to the nodes of its ``prefix`` as
-a whole and to itself causally. A *lane* is a sequence of nodes that follow each other: the trunk, or one
-path with everything that happened inside it. A *fork* opens lanes behind a node.
+A *node* is a run of tokens that one vLLM request computes; it attends to the nodes of its
+``prefix`` as a whole and to itself causally. A *lane* is a sequence of nodes that follow each
+other: the trunk, or one path with everything that happened inside it. A *fork* opens lanes behind a
+node.
 """
 
 from __future__ import annotations

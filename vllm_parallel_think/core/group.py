@@ -1,8 +1,9 @@
 """The life of one request that may branch: a pure state machine.
 
-The scheduler adapter tells a group what was sampled and what ended; the group answers with nodes that
-need a vLLM request (:meth:`Group.ready`) and with tokens whose turn in the visible text has come
-(:meth:`Group.release`). A group knows nothing of vLLM, and nothing of physical blocks beyond their size.
+The scheduler adapter tells a group what was sampled and what ended; the group answers with nodes
+that need a vLLM request (:meth:`Group.ready`) and with tokens whose turn in the visible text has
+come (:meth:`Group.release`). A group knows nothing of vLLM, and nothing of physical blocks beyond
+their size.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class Group:
         self._num_cut = 0
         self._num_reused = 0
         self._ending: dict[Node, tuple[PathName, ...] | None] = {}
-        """What the tag that ends a node asks for: paths to open, or (``None``) the end of its lane."""
+        """What a node's end tag asks for: paths to open, or (``None``) the end of its lane."""
         self._lane_stops: dict[Lane, Finish] = {}
         self._dropped: list[Node] = []
         self._prompt_len = len(prompt)
@@ -188,7 +189,8 @@ class Group:
 
         Args:
             node: The branch; its end-of-sequence token, if any, was not fed.
-            cause: Why it ended. Unless that is ``CLOSED`` or ``EOS``, the last token has no K/V yet.
+            cause: Why it ended. Unless that is ``CLOSED`` or ``EOS``, the last token has no K/V
+                yet.
             stop_reason: The token of ``stop_token_ids`` that ended it.
 
         """
@@ -214,7 +216,9 @@ class Group:
         else:
             self._num_cut += cause is not Cause.EOS
             close = self._grammar.forced(self._profile.path.close)
-            self._compute_behind(node, cause is not Cause.EOS, close, self._profile.path.after, None)
+            self._compute_behind(
+                node, cause is not Cause.EOS, close, self._profile.path.after, None
+            )
 
     def sealed(self, node: Node, *, kept: bool) -> None:
         """Take note that a node's blocks are held by the group, or were lost with its request."""
@@ -293,7 +297,7 @@ class Group:
         )
 
     def release(self) -> Iterator[Emission]:
-        """Yield what the client may see now, in the order of the text; the last one says how it ended."""
+        """Yield what the client may see now, in the order of the text; the last says the end."""
         while not self.finished:
             node = self._order[self._cursor]
             forced = () if self._entered else tuple(node.forced_visible)
@@ -372,7 +376,8 @@ class Group:
         """Blocks each of ``count`` paths may fill, so that the conclusion's index space fits.
 
         A conclusion spans its prefix and all paths, block by block, which is far more than its
-        positions; sharing the room out at the fork makes a path's length independent of its siblings.
+        positions; sharing the room out at the fork makes a path's length independent of its
+        siblings.
         """
         block_size = self._limits.block_size
         used = self._used(node.lane)
@@ -412,7 +417,7 @@ class Group:
         after: Forced,
         ending: tuple[PathName, ...] | None,
     ) -> None:
-        """Compute tokens behind an ended node (its last one, a forced tag, a separator), then go on."""
+        """Compute what an ended node lacks (its last token, a tag, a separator), then go on."""
         tail = self._grammar.forced(after)
         given = [*([node.tokens.pop()] if pending else []), *close, *tail]
         if not given:
@@ -517,8 +522,12 @@ class Group:
             if kind is Kind.TRUNK and self._profile.opening:
                 last = self._profile.opening[-1]
                 seed = last.rpartition("\n")[2] if isinstance(last, str) else ""
+            spent = self._profile.fork.once and self._num_forks > 0
             scanner = self._grammar.scanner(
-                in_path=lane.depth > 0, max_names=self._options.max_paths, seed=seed
+                in_path=lane.depth > 0,
+                max_names=self._options.max_paths,
+                seed=seed,
+                forks=not spent,
             )
         node = Node(
             index=self._num_nodes,

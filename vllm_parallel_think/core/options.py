@@ -28,8 +28,8 @@ class ServerOptions:
         max_forks: Most forks in one request.
         max_total_tokens: Most visible tokens of one request, whatever its ``max_tokens``;
             ``None`` leaves that to ``max_tokens``.
-        held_kv_fraction: Share of the KV pool that groups may hold; beyond it a request that wants to
-            fork goes on sequentially (0-1].
+        held_kv_fraction: Share of the KV pool that groups may hold; beyond it a request that wants
+            to fork goes on sequentially (0-1].
         block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots
             where branches start. ``None`` picks one that fits the attention backend.
 
@@ -73,7 +73,9 @@ class ServerOptions:
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
             raise OptionError(f"{FLAG}: held_kv_fraction must be a number, got {fraction!r}")
         if not 0 < fraction <= 1:
-            raise OptionError(f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {fraction}")
+            raise OptionError(
+                f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {fraction}"
+            )
         return cls(**values)
 
 

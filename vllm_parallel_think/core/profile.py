@@ -1,7 +1,8 @@
 """Profiles: one data file per grammar of parallel thinking.
 
-A profile says which tags the model writes, which tokens the engine writes for it, and which positions
-paths and conclusions get. Profiles are TOML files read at server start; a client can only name one.
+A profile says which tags the model writes, which tokens the engine writes for it, and which
+positions paths and conclusions get. Profiles are TOML files read at server start; a client can only
+name one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Tag = str | int
 """A tag the model writes: its text, or the id of a single special token."""
 
 Forced = tuple[Tag, ...]
-"""Text the engine writes: pieces of text (``{name}`` and ``{title}`` are filled in) or token ids."""
+"""Text the engine writes: pieces of text (``{name}``, ``{title}`` are filled in) or token ids."""
 
 T = TypeVar("T")
 
@@ -40,8 +41,8 @@ class ForkRule:
         max_outline_tokens: Fork after this many tokens of a branch, if enough names were written.
         when_full: Fork as soon as ``max_paths`` names were written and the line is complete.
         once: Only the first branch of a request may fork.
-        after: Forced once behind the trigger, in front of all paths; the first path's position is that
-            of its own first token all the same.
+        after: Forced once behind the trigger, in front of all paths; the first path's position is
+            that of its own first token all the same.
 
     """
 
@@ -87,8 +88,8 @@ class JoinRule:
     Attributes:
         start: Forced at the start of the conclusion; must not be empty.
         mode: ``kv`` reuses the K/V of all paths; ``reprefill`` computes a linear, causal copy.
-        first_only: Forced text at the start of every path that only the first one keeps in the answer
-            (it must be how ``[path] start`` begins).
+        first_only: Forced text at the start of every path that only the first one keeps in the
+            answer (it must be how ``[path] start`` begins).
 
     """
 
@@ -144,7 +145,7 @@ def builtin_profiles() -> tuple[str, ...]:
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """Load a built-in profile by name, or a profile file by its path (anything ending in ``.toml``).
+    """Load a built-in profile by name, or a profile file by its path (ending in ``.toml``).
 
     Raises:
         OptionError: The profile is unknown, or the file is not a valid profile.
@@ -247,7 +248,9 @@ def _check(profile: Profile, source: str) -> None:
         try:
             groups = re.compile(profile.fork.names).groups
         except re.error as error:
-            raise OptionError(f"{where}, [fork]: names is not a regular expression: {error}") from None
+            raise OptionError(
+                f"{where}, [fork]: names is not a regular expression: {error}"
+            ) from None
         if groups < 1:
             raise OptionError(f"{where}, [fork]: names needs a group for the path's name")
     if profile.fork.num_paths is not None and profile.fork.num_paths < 2:

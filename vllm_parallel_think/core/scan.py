@@ -1,14 +1,14 @@
 """Reading tags out of generated tokens.
 
-Tags count only when generated: a scanner starts empty for every branch and sees sampled tokens only.
-Matching is done on text, so a tag that is one special token and a tag that tokenises into several pieces
-(whatever the split) are found alike; a tag given as a token id matches that id.
+Tags count only when generated: a scanner starts empty for every branch and sees sampled tokens
+only. Matching is done on text, so a tag that is one special token and a tag that tokenises into
+several pieces (whatever the split) are found alike; a tag given as a token id matches that id.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,33 +68,40 @@ class Grammar:
             tokens.extend(self.vocabulary.encode(part))
         return tuple(tokens)
 
-    def scanner(self, *, in_path: bool, max_names: int, seed: str = "") -> Scanner:
+    def scanner(
+        self, *, in_path: bool, max_names: int, seed: str = "", forks: bool = True
+    ) -> Scanner:
         """Return a scanner for one branch.
 
         Args:
             in_path: Whether the branch belongs to a path, which ends at the path's end tag.
             max_names: Paths that the request may open at once.
             seed: Forced text in front of the branch that its path names may start in.
+            forks: Whether the branch may fork at all; otherwise only a path's end is looked for.
 
         """
-        return Scanner(self, in_path=in_path, max_names=max_names, seed=seed)
+        return Scanner(self, in_path=in_path, max_names=max_names, seed=seed, forks=forks)
 
 
 class Scanner:
     """Finds the tags of a grammar in one branch, token by token."""
 
-    def __init__(self, grammar: Grammar, *, in_path: bool, max_names: int, seed: str) -> None:
+    def __init__(
+        self, grammar: Grammar, *, in_path: bool, max_names: int, seed: str, forks: bool
+    ) -> None:
         self._rule = grammar.profile.fork
         self._path = grammar.profile.path
         self._piece: Callable[[int], str] = grammar.vocabulary.piece
         self._in_path = in_path
         self._max_names = max_names
-        self._text = seed
-        self._opened_at = 0 if self._rule.open is None else -1
-        self._names_from = 0 if self._rule.names_after is None else -1
-        self._inner_paths = 0
-        self._num_tokens = 0
+        self._forks = forks
         self._names = re.compile(self._rule.names) if self._rule.names is not None else None
+        self._longest_tag = max(len(tag) for tag in self._tags())
+        self._num_tokens = 0
+        self._inner_paths = 0
+        self._opened = False
+        self._start_block()
+        self._text = seed
 
     def feed(self, token_id: int) -> Event | None:
         """Take the next sampled token; return what it completed, if anything."""
@@ -109,8 +116,11 @@ class Scanner:
             at = text.rfind(tag, max(0, len(text) - len(piece) - len(tag) + 1))
             return at + len(tag) if at >= 0 else 0
 
-        self._opened_at = end_of(self._rule.open) or self._opened_at
-        self._names_from = end_of(self._rule.names_after) or self._names_from
+        self._opened = self._opened or end_of(self._rule.open) > 0
+        if begin := end_of(self._rule.names_after):
+            self._text, self._reads_names = text[begin:], True
+        if not self._reads_names:
+            self._text = text[-self._longest_tag :]
         if self._in_path:  # first, as a grammar may fork and end paths by the same text
             if end_of(self._path.open):
                 self._inner_paths += 1
@@ -118,35 +128,54 @@ class Scanner:
                 if self._inner_paths == 0:
                     return PathEnd()
                 self._inner_paths -= 1
+        if not self._forks:
+            return None
         if any(map(end_of, self._rule.trigger)):
-            return ForkSeen(self._read_names(text), self._opened_at >= 0)
-        return self._outline_is_full(text, piece)
+            seen = ForkSeen(self._read_names(self._text), self._opened)
+            if self._rule.names_after is not None:
+                self._start_block()
+            return seen
+        return self._outline_is_full(piece)
+
+    def _tags(self) -> Iterator[str]:
+        """Yield the texts to look for, which bound how much of the past must be kept."""
+        rule, path = self._rule, self._path
+        for tag in (*rule.trigger, rule.open, rule.names_after, path.open, *path.end):
+            yield tag if isinstance(tag, str) else ""
+
+    def _start_block(self) -> None:
+        """Forget what was opened: the next fork needs an opening and names of its own."""
+        self._opened = self._rule.open is None
+        self._reads_names = (
+            self._forks and self._names is not None and self._rule.names_after is None
+        )
+        self._text = ""
 
     def at_end(self) -> ForkSeen | None:
         """Return the fork that an end-of-sequence token stands for, if the grammar has that."""
-        if not self._rule.on_end:
+        if not self._rule.on_end or not self._forks:
             return None
         names = self._read_names(self._text)
-        return ForkSeen(names, self._opened_at >= 0) if len(names) >= 2 else None
+        return ForkSeen(names, self._opened) if len(names) >= 2 else None
 
-    def _outline_is_full(self, text: str, piece: str) -> ForkSeen | None:
+    def _outline_is_full(self, piece: str) -> ForkSeen | None:
         rule = self._rule
         over = rule.max_outline_tokens is not None and self._num_tokens >= rule.max_outline_tokens
         if not over and not (rule.when_full and "\n" in piece):
             return None
-        names = self._read_names(text[: text.rfind("\n") + 1])
+        names = self._read_names(self._text[: self._text.rfind("\n") + 1])
         if len(names) >= 2 and (over or len(names) >= self._max_names):
-            return ForkSeen(names[: self._max_names], self._opened_at >= 0)
+            return ForkSeen(names[: self._max_names], self._opened)
         return None
 
     def _read_names(self, text: str) -> tuple[PathName, ...]:
         """Return the distinct path names in order of appearance."""
         if self._names is None:
             return tuple(PathName(str(i + 1)) for i in range(self._rule.num_paths or 0))
-        if self._names_from < 0:
+        if not self._reads_names:
             return ()
         found: dict[str, PathName] = {}
-        for match in self._names.finditer(text, self._names_from):
+        for match in self._names.finditer(text):
             title = match[2] if self._names.groups >= 2 else ""
             found.setdefault(match[1], PathName(match[1], title.strip().strip("*:").strip()))
         return tuple(found.values())

@@ -622,7 +622,9 @@ class _Told(Scanner):
 
 
 class _ToldGrammar(Grammar):
-    def scanner(self, *, in_path: bool, max_names: int, seed: str = "") -> Scanner:
+    def scanner(
+        self, *, in_path: bool, max_names: int, seed: str = "", forks: bool = True
+    ) -> Scanner:
         return _Told()
 
 

@@ -1,0 +1,117 @@
+"""All benchmarks, each in a process of its own, as tables with bars: ``python -m tests.bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+BAR_WIDTH = 30
+
+
+def rows(module: str, model: str, extra: list[str]) -> Iterator[dict[str, Any]]:
+    """Run one benchmark and yield its result lines as they come."""
+    command = [sys.executable, "-m", f"tests.bench.{module}", "--model", model, *extra]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            yield json.loads(line)
+    errors = process.stderr.read()
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-3000:]}")
+
+
+def bar(share: float) -> str:
+    """Draw a share of one."""
+    return "█" * max(1, round(BAR_WIDTH * min(share, 1.0)))
+
+
+def paths(model: str, extra: list[str]) -> None:
+    table = Table(title="Paths of 128 tokens side by side, over one chain of the same tokens")
+    for name in ("paths", "tokens", "parallel s", "chain s", "ratio (min-max)", "parallelism", ""):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("1", "", "", "", "1.00", "1.00", bar(1))
+    with console.status("paths: SmolLM2, paired runs"):
+        for row in rows("paths", model, extra):
+            spread = f"{row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})"
+            table.add_row(
+                str(row["paths"]),
+                str(row["tokens"]),
+                f"{row['parallel_s']:.1f}",
+                f"{row['chain_s']:.1f}",
+                spread,
+                f"{row['parallelism_ratio']:.2f}",
+                bar(row["ratio"]),
+            )
+    console.print(table)
+
+
+def joins(model: str, extra: list[str]) -> None:
+    table = Table(title="Join of 4 paths: from the last path's end to the conclusion's first token")
+    for name in (
+        "path tokens",
+        "K/V reused",
+        "computed",
+        "prefilled again",
+        "computed",
+        "blocks",
+        "bound",
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("K/V reused / prefilled again")
+    with console.status("joins: SmolLM2, paired runs"):
+        for row in rows("joins", model, extra):
+            table.add_row(
+                str(row["path_tokens"]),
+                f"{row['kv_ms']:.0f} ms",
+                str(row["kv_computed"]),
+                f"{row['reprefill_ms']:.0f} ms",
+                str(row["reprefill_computed"]),
+                str(row["blocks"]),
+                str(row["blocks_bound"]),
+                f"{bar(row['ratio'])} {row['ratio']:.2f}",
+            )
+    console.print(table)
+
+
+def unbranched(model: str, extra: list[str]) -> None:
+    table = Table(title="A batch without groups: vLLM with the plugin over vLLM without it")
+    for name in ("rows", "plain ms/step", "plugin ms/step", "ratio (quartiles)", "rounds"):
+        table.add_column(name, justify="right")
+    with console.status("unbranched: two engines in turn"):
+        for row in rows("unbranched", model, extra):
+            table.add_row(
+                str(row["rows"]),
+                f"{row['plain_ms_per_step']:.1f}",
+                f"{row['plugin_ms_per_step']:.1f}",
+                f"{row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})",
+                str(row["rounds"]),
+            )
+    console.print(table)
+
+
+def main() -> None:
+    benches = {"paths": paths, "joins": joins, "unbranched": unbranched}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--only", choices=list(benches))
+    parser.add_argument("--rounds", help="paired runs of each measurement")
+    args = parser.parse_args()
+    extra = ["--rounds", args.rounds] if args.rounds else []
+    for name, bench in benches.items():
+        if args.only in (None, name):
+            bench(args.model, extra)
+
+
+if __name__ == "__main__":
+    main()

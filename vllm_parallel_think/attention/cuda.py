@@ -1,0 +1,186 @@
+"""vLLM's FlashAttention, with holes masked for rows that belong to a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.utils.torch_utils import is_quantized_kv_cache
+from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, CommonAttentionMetadata
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadata,
+    FlashAttentionMetadataBuilder,
+)
+from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from attention_kernels import SegmentPlan, segmented_attention
+
+from .. import tables
+from .cpu import refuse_unsupported
+from .plan import rows_with_holes
+
+PROVIDER = "triton"
+
+
+@dataclass
+class GroupFlashMetadata(FlashAttentionMetadata):
+    """vLLM's metadata, with a plan for the rows whose block table has holes."""
+
+    plan: SegmentPlan | None = None
+
+
+_STOCK_FIELDS = tuple(field.name for field in fields(FlashAttentionMetadata))
+
+
+class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
+    """Plans a step once for all layers."""
+
+    # A plan holds the block ids it was made from: a copy with another block table would not fit it.
+    supports_update_block_table = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._refuse_unsupported()
+
+    @classmethod
+    def get_cudagraph_support(
+        cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
+    ) -> AttentionCGSupport:
+        """Keep attention out of captured graphs; the layers between are still captured piecewise.
+
+        Whether the second kernel runs is decided on the host, step by step. A full graph would
+        replay what was captured without branches, and neither runner asks the backend which batches
+        may take a full graph.
+        """
+        return AttentionCGSupport.NEVER
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> FlashAttentionMetadata:
+        headers = tables.find(self.vllm_config.instance_id)
+        if headers is None or not headers.has_branches:
+            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        plan, seq_lens = rows_with_holes(common_attn_metadata, headers)
+        # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
+        # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
+        # bound.
+        stock = super().build(
+            common_prefix_len, replace(common_attn_metadata, seq_lens=seq_lens), fast_build
+        )
+        return GroupFlashMetadata(
+            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan
+        )
+
+    def _refuse_unsupported(self) -> None:
+        """Refuse what the rows of a plan could not reproduce.
+
+        Raises:
+            NotImplementedError: Names the setting or the feature of the model.
+
+        """
+        model = self.model_config
+        features = {
+            "decode context parallelism": self.dcp_world_size > 1,
+            # Headers are kept by vLLM's blocks, block tables name the kernel's.
+            f"attention in kernel blocks of {self.block_size} tokens inside KV blocks of "
+            f"{self.cache_config.block_size}": self.block_size != self.cache_config.block_size,
+            "a model with bidirectional attention inside a prompt": model.is_mm_prefix_lm,
+            "a model with reference sliding-window attention": model.rswa_window is not None,
+        }
+        _refuse(features)
+
+
+class GroupFlashImpl(FlashAttentionImpl):
+    """Stock attention, then the rows of the plan."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_unsupported(self)
+        _refuse(
+            {
+                # The second kernel reads keys and values in the query's own type.
+                f"a quantized KV cache ({self.kv_cache_dtype}): give --kv-cache-dtype the model's "
+                "own type": is_quantized_kv_cache(self.kv_cache_dtype),
+                f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
+            }
+        )
+
+    def forward(
+        self,
+        layer: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: FlashAttentionMetadata,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        result = super().forward(
+            layer,
+            query,
+            key,
+            value,
+            kv_cache,
+            attn_metadata,
+            output,
+            output_scale,
+            output_block_scale,
+        )
+        plan = getattr(attn_metadata, "plan", None)
+        if plan is not None:
+            num_tokens = attn_metadata.num_actual_tokens
+            keys, values = logical_cache(kv_cache, self.head_size)
+            segmented_attention(
+                query[:num_tokens],
+                keys,
+                values,
+                plan,
+                scale=self.scale,
+                out=output[:num_tokens],
+                provider=PROVIDER,
+                return_lse=False,
+            )
+        return result
+
+
+class GroupFlashBackend(FlashAttentionBackend):
+    """Registered in place of ``FLASH_ATTN``."""
+
+    @staticmethod
+    def get_impl_cls() -> type[FlashAttentionImpl]:
+        return GroupFlashImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
+        return GroupFlashMetadataBuilder
+
+
+def logical_cache(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values as [num_blocks, block_size, Hkv, D] views of vLLM's CUDA cache.
+
+    Args:
+        kv_cache: [num_blocks, Hkv, block_size, 2 * D], keys before values. The layout in memory,
+            NHD or HND, is in its strides.
+        head_size: D.
+
+    """
+    keys, values = kv_cache.transpose(1, 2).split(head_size, dim=-1)
+    return keys, values
+
+
+def _refuse(features: dict[str, bool]) -> None:
+    for feature, present in features.items():
+        if present:
+            raise NotImplementedError(
+                f"parallel_think cannot serve {feature}; remove parallel_think from "
+                "--additional-config to serve it without branches"
+            )
