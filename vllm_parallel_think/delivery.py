@@ -12,6 +12,9 @@ from vllm.v1.request import Request
 from .core.group import Emission, Finish
 from .core.options import CONFIG_KEY
 
+LIVE_KEY = "parallel_think_live"
+"""Beside the summary: where every path stands, for clients that asked to see it."""
+
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -25,7 +28,10 @@ def forced_logprobs(tokens: tuple[int, ...]) -> LogprobsLists:
 
 
 def to_output(
-    root: Request, emission: Emission, summary: dict[str, Any] | None
+    root: Request,
+    emission: Emission,
+    summary: dict[str, Any] | None,
+    live: list[dict[str, Any]] | None = None,
 ) -> EngineCoreOutput:
     """Turn what a group releases into an output under the client's request id."""
     if emission.payload is None:
@@ -37,6 +43,8 @@ def to_output(
         output = _readdressed(root, emission)
     if summary is not None:
         output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: summary}
+        if live is not None:
+            output.kv_transfer_params[LIVE_KEY] = live
     if emission.finish is not None:
         _finish(output, emission.finish)
     return output

@@ -47,6 +47,8 @@ _COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPE
 class GroupSchedulerMixin(Scheduler):
     """Adds sequence groups to a vLLM scheduler."""
 
+    waiting: RequestQueue
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = Settings.from_config(self.vllm_config)
@@ -143,7 +145,7 @@ class GroupSchedulerMixin(Scheduler):
         self._preempted_member = False
         if self._unpark():
             # Newcomers would take the room that a family which gave way is waiting for.
-            newcomers: RequestQueue = self.waiting
+            newcomers = self.waiting
             self.waiting = create_request_queue(self.policy)
             try:
                 output = super().schedule(throttle_prefills)
@@ -466,7 +468,7 @@ class GroupSchedulerMixin(Scheduler):
             else:
                 show = group.branched or final
                 output = delivery.to_output(
-                    family.root, emission, group.summary() if show else None
+                    family.root, emission, group.summary() if show else None, group.live_view()
                 )
             released.append(output)
         if group.finished:

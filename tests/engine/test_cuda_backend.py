@@ -409,7 +409,7 @@ def test_settings_that_are_refused(config: Any, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(flash_attn, "get_dcp_world_size_and_rank", lambda *_: (2, 0))
         with pytest.raises(NotImplementedError, match="decode context parallelism"):
             make_builder(config)
-    monkeypatch.setattr(type(config.model_config), "is_mm_prefix_lm", True)
+    monkeypatch.setattr(config.model_config, "is_mm_prefix_lm", True)
     with pytest.raises(NotImplementedError, match="bidirectional"):
         make_builder(config)
 

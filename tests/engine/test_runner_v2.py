@@ -43,7 +43,7 @@ def run_script(case: str, model: Path, folder: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("case", ["two-paths", pytest.param("three-paths", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["two-paths", "three-paths"])
 def test_greedy_equals_dense_mask(case: str, tiny_model: Path, tmp_path: Path) -> None:
     """Two or three paths, one of them forking again, prompts in chunks, beside plain requests."""
     assert run_script(case, tiny_model, tmp_path).endswith(f"{case}: equal\n")
@@ -80,17 +80,26 @@ class Preempter:
         return self._schedule(*args, **kwargs)
 
 
-def choose(hf_model: Any, grammar: IdGrammar, budget: Budget) -> list[tuple[list[int], Answer]]:
-    """Return a prompt whose answer forks inside a path, and one whose answer forks and ends itself."""
+CASES = {
+    # Paths, tokens, and prompts: the first answer forks inside a path, the second one ends itself.
+    "two-paths": (2, 48, (7, 2)),
+    "three-paths": (3, 150, (0, 38)),
+}
+
+
+def answers(
+    hf_model: Any, grammar: IdGrammar, budget: Budget, numbers: tuple[int, ...]
+) -> list[tuple[list[int], Answer]]:
+    """Return prompts with the oracle's answers, if these exercise the grammar."""
     asked = [prompt[:30] for prompt in prompts(60, seed=7)]
-    chosen = []
-    for prompt in (asked[7], asked[2]):
-        oracle = DepthOracle(hf_model, grammar, budget)
-        chosen.append((prompt, oracle.answer(prompt)))
-        if prompt is asked[7]:
-            assert oracle.num_nested, "no block in a block"
-    assert all(answer.num_forks for _, answer in chosen)
-    return chosen
+    oracles = [DepthOracle(hf_model, grammar, budget) for _ in numbers]
+    pairs = [
+        (asked[number], oracle.answer(asked[number]))
+        for number, oracle in zip(numbers, oracles, strict=True)
+    ]
+    assert oracles[0].num_nested, "no block in a block"
+    assert pairs[-1][1].num_forks and pairs[-1][1].finish == "stop"
+    return pairs
 
 
 def main(case: str, model: str, folder: str) -> None:
@@ -102,13 +111,13 @@ def main(case: str, model: str, folder: str) -> None:
 
     from .engine import Engine
 
-    num_paths, max_tokens = {"two-paths": (2, 48), "three-paths": (3, 90)}[case]
+    num_paths, max_tokens, numbers = CASES[case]
     grammar = IdGrammar(num_paths=num_paths, triggers=tuple(range(10, 22)))
     budget = Budget(max_tokens=max_tokens, path_tokens=10, max_depth=2)
     hf_model = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    chosen = choose(hf_model, grammar, budget)
+    chosen = answers(hf_model, grammar, budget, numbers)
     engine = Engine(
         model,
         options={"profile": grammar.write(Path(folder))},

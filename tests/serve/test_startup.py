@@ -103,7 +103,7 @@ print(json.dumps([without, once, again, same]))
 )
 
 OFFLINE = """
-import json, os, sys
+import json, sys
 
 def main():
     from vllm import LLM, SamplingParams
@@ -118,8 +118,8 @@ def main():
     summaries = [(out.kv_transfer_params or {}).get("parallel_think") for out in outputs]
     in_process = hasattr(llm.llm_engine.engine_core, "engine_core")
     answers = [[list(choice.token_ids) for choice in out.outputs] for out in outputs]
+    llm.llm_engine.engine_core.shutdown()
     print(json.dumps([in_process, answers, summaries]), flush=True)
-    os._exit(0)
 
 if __name__ == "__main__":
     main()

@@ -130,6 +130,8 @@ class Lane:
         all_nodes: Own nodes and those of inner lanes, in visible order.
         complete: Whether nothing more will be written in this lane.
         budget_end: Critical length at which the path's budget is used up.
+        name: The path's name in the text; empty for the trunk.
+        title: Its title, where the grammar has one.
 
     """
 
@@ -140,6 +142,8 @@ class Lane:
     all_nodes: list[Node] = field(default_factory=list)
     complete: bool = False
     budget_end: int | None = None
+    name: str = ""
+    title: str = ""
     fork: Fork | None = None
     """The fork that opened this lane; ``None`` for the trunk."""
 

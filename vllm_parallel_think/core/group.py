@@ -26,6 +26,9 @@ MIN_CONCLUSION_TOKENS = 32
 """A fork must leave the conclusion room for this many sampled tokens."""
 
 
+LIVE_TOKENS = 64
+"""Tokens of each path that a live view shows."""
+
 _NOTHING: Any = object()
 
 
@@ -145,6 +148,7 @@ class Group:
         """What a node's end tag asks for: paths to open, or (``None``) the end of its lane."""
         self._lane_stops: dict[Lane, Finish] = {}
         self._dropped: list[Node] = []
+        self._latest_fork: Fork | None = None
         self._prompt_len = len(prompt)
         self.opening = grammar.forced(self._profile.opening)
         self._first_only = grammar.forced(self._profile.join.first_only)
@@ -316,6 +320,26 @@ class Group:
             else:
                 return
 
+    def live_view(self) -> list[dict[str, Any]] | None:
+        """Return where every path of the latest block stands, if the client asked to see that.
+
+        Counts and tails, not differences: a client that misses one of these misses nothing.
+        """
+        if not self._options.live or self._latest_fork is None:
+            return None
+        return [self._show(lane) for lane in self._latest_fork.lanes]
+
+    def _show(self, lane: Lane) -> dict[str, Any]:
+        tokens = [token for node in lane.all_nodes for token in node.tokens[node.num_given :]]
+        piece = self._grammar.vocabulary.piece
+        return {
+            "path": lane.name,
+            "title": lane.title,
+            "tokens": sum(node.num_sampled for node in lane.all_nodes),
+            "done": lane.complete,
+            "tail": "".join(map(piece, tokens[-LIVE_TOKENS:])),
+        }
+
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
         sampled = sum(n.num_sampled for n in self._order)
@@ -448,6 +472,8 @@ class Group:
         names = names[: self._options.max_paths]
         room = self._path_room(node, len(names))
         fork = Fork(node)
+        if node.depth == 0:
+            self._latest_fork = fork
         self._num_forks += 1
         self._num_paths += len(names)
         self._widest = max(self._widest, len(names))
@@ -457,7 +483,14 @@ class Group:
         budget = self._options.path_tokens or self._profile.path.max_tokens
         own = critical + budget if budget is not None else None
         for name in names:
-            lane = Lane(depth=node.depth + 1, room=room, origin=node, fork=fork)
+            lane = Lane(
+                depth=node.depth + 1,
+                room=room,
+                origin=node,
+                fork=fork,
+                name=name.name,
+                title=name.title,
+            )
             ends = [b for b in (node.lane.budget_end, own) if b is not None]
             lane.budget_end = min(ends, default=None)
             fork.lanes.append(lane)

@@ -90,6 +90,8 @@ class RequestOptions:
         path_tokens: Budget of one path's critical length, ``None`` for the profile's.
         critical_tokens: Budget of the critical path, ``None`` for unlimited.
         join: ``kv``, ``reprefill``, or ``None`` for the profile's.
+        live: Whether a streaming client wants to see all paths grow, not only the one whose turn it
+            is in the text.
 
     """
 
@@ -99,6 +101,7 @@ class RequestOptions:
     path_tokens: int | None = None
     critical_tokens: int | None = None
     join: Literal["kv", "reprefill"] | None = None
+    live: bool = False
 
 
 REQUEST_KEYS = (
@@ -108,6 +111,7 @@ REQUEST_KEYS = (
     "pt_path_tokens",
     "pt_critical_tokens",
     "pt_join",
+    "pt_live",
 )
 
 
@@ -151,6 +155,9 @@ def parse_request(
     join = values.get("pt_join")
     if join not in (None, "kv", "reprefill"):
         raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {join!r}")
+    live = values.get("pt_live", False)
+    if live not in (0, 1):
+        raise OptionError(f"vllm_xargs.pt_live must be true or false; got {live!r}")
     return RequestOptions(
         profile=None if name == "off" else name,
         max_paths=values.get("pt_max_paths", server.max_paths),
@@ -158,6 +165,7 @@ def parse_request(
         path_tokens=values.get("pt_path_tokens"),
         critical_tokens=values.get("pt_critical_tokens"),
         join=join,
+        live=bool(live),
     )
 
 
