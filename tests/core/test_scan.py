@@ -9,7 +9,7 @@ from samples import MULTIVERSE, NPR, THREADS
 from vocabularies import ALL, Pieces, chars, odd, tags
 
 from vllm_parallel_think.core.profile import Profile, load_profile
-from vllm_parallel_think.core.scan import Event, ForkSeen, Grammar, PathEnd, PathName
+from vllm_parallel_think.core.scan import Event, ForkSeen, Grammar, BranchEnd, PathName
 
 
 def events(
@@ -59,7 +59,7 @@ def test_tag_tail_merged_with_the_line_break_counts_once():
     vocabulary = odd()
     assert ">\n" in map(vocabulary.piece, vocabulary.encode("</Path>\n"))
     ((read, event),) = events("multiverse", " p\n</Path>\n", vocabulary, in_path=True)
-    assert (read, event) == (" p\n</Path>\n", PathEnd())
+    assert (read, event) == (" p\n</Path>\n", BranchEnd())
 
 
 @pytest.mark.parametrize("vocabulary", ALL)
@@ -79,7 +79,7 @@ def test_path_end_outside_a_path_means_nothing(vocabulary):
 def test_paths_written_inside_a_path_do_not_end_it(vocabulary):
     text = "<Path>\n1: a\n</Path>\n<Path>\n2: b\n</Path> then\n</Path>"
     ((read, event),) = events("multiverse", text, vocabulary(), in_path=True)
-    assert event == PathEnd()
+    assert event == BranchEnd()
     assert read == text
 
 
@@ -162,7 +162,7 @@ class TestSkeleton:
     @pytest.mark.parametrize("vocabulary", ALL)
     def test_blank_line_ends_a_path_although_it_also_forks(self, vocabulary):
         ((read, event),) = events("skeleton", "Red.\n\nmore", vocabulary(), in_path=True)
-        assert (read, event) == ("Red.\n\n", PathEnd())
+        assert (read, event) == ("Red.\n\n", BranchEnd())
 
 
 def test_forced_text_is_filled_in_and_token_ids_are_kept():

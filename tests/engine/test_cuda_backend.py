@@ -403,7 +403,7 @@ def test_layers_that_are_refused(
 
 
 def test_settings_that_are_refused(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotImplementedError, match="kernel blocks of 32 .* KV blocks of 16"):
+    with pytest.raises(NotImplementedError, match=r"kernel blocks of 32 .* KV blocks of 16"):
         make_builder(config, block_size=32)
     with monkeypatch.context() as patch:
         patch.setattr(flash_attn, "get_dcp_world_size_and_rank", lambda *_: (2, 0))

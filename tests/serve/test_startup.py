@@ -257,6 +257,7 @@ def test_a_patch_without_target_fails_loudly() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three engines, one after another
 def test_offline_answers(model: Path) -> None:
     """``LLM`` answers alike in one process and in several; ``off`` is what vLLM answers alone."""
     branching = [{"extra_args": XARGS}, {"extra_args": {"parallel_think": "off"}}]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from .graph import Fork, Kind, Lane, Node, State
 from .options import RequestOptions
 from .profile import Forced
-from .scan import ForkSeen, Grammar, PathEnd, PathName
+from .scan import BranchEnd, ForkSeen, Grammar, PathName
 
 MIN_PATH_TOKENS = 16
 """A fork must leave every path room for this many sampled tokens."""
@@ -132,6 +132,7 @@ class Group:
         self._join_mode = options.join or self._profile.join.mode
         self.finish: Finish | None = None
         self.finished = False
+        self._concluded = False
         self.fallbacks: Counter[str] = Counter()
         self._order: list[Node] = []
         self._cursor = 0
@@ -173,7 +174,10 @@ class Group:
         node.tokens.append(token)
         event = node.scanner.feed(token) if node.scanner is not None else None
         after = None
-        if isinstance(event, PathEnd):
+        if isinstance(event, BranchEnd) and node.depth == 0:
+            self._concluded = True
+            return Verdict.END
+        if isinstance(event, BranchEnd):
             after = self._profile.path.after
             self._ending[node] = None
         elif isinstance(event, ForkSeen) and self._may_fork(node, event):
@@ -215,7 +219,7 @@ class Group:
             self._lane_stops[node.lane] = Finish("stop", stop_reason)
             self._drop_behind(node)
         elif node.depth == 0:
-            capped = cause in (Cause.VERDICT, Cause.LENGTH)
+            capped = cause in (Cause.VERDICT, Cause.LENGTH) and not self._concluded
             self.finish = Finish("length" if capped else "stop", stop_reason)
         else:
             self._num_cut += cause is not Cause.EOS
@@ -558,6 +562,7 @@ class Group:
             spent = self._profile.fork.once and self._num_forks > 0
             scanner = self._grammar.scanner(
                 in_path=lane.depth > 0,
+                concludes=kind is Kind.CONCLUSION and lane.depth == 0,
                 max_names=self._options.max_paths,
                 seed=seed,
                 forks=not spent,

@@ -90,12 +90,15 @@ class JoinRule:
         mode: ``kv`` reuses the K/V of all paths; ``reprefill`` computes a linear, causal copy.
         first_only: Forced text at the start of every path that only the first one keeps in the
             answer (it must be how ``[path] start`` begins).
+        end: Any of these tags, once generated in a conclusion of the trunk, ends the answer; empty
+            for models that end it themselves.
 
     """
 
     start: Forced
     mode: Literal["kv", "reprefill"] = "kv"
     first_only: Forced = ()
+    end: tuple[Tag, ...] = ()
 
 
 @dataclass(frozen=True)

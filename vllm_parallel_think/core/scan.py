@@ -42,11 +42,11 @@ class ForkSeen:
 
 
 @dataclass(frozen=True)
-class PathEnd:
-    """A path wrote its end tag."""
+class BranchEnd:
+    """A path wrote its end tag, or a conclusion the tag that ends the answer."""
 
 
-Event = ForkSeen | PathEnd
+Event = ForkSeen | BranchEnd
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,51 @@ class Grammar:
         return tuple(tokens)
 
     def scanner(
-        self, *, in_path: bool, max_names: int, seed: str = "", forks: bool = True
+        self,
+        *,
+        in_path: bool,
+        max_names: int,
+        concludes: bool = False,
+        seed: str = "",
+        forks: bool = True,
     ) -> Scanner:
         """Return a scanner for one branch.
 
         Args:
             in_path: Whether the branch belongs to a path, which ends at the path's end tag.
+            concludes: Whether the branch is a conclusion of the trunk, which may end the answer.
             max_names: Paths that the request may open at once.
             seed: Forced text in front of the branch that its path names may start in.
             forks: Whether the branch may fork at all; otherwise only a path's end is looked for.
 
         """
-        return Scanner(self, in_path=in_path, max_names=max_names, seed=seed, forks=forks)
+        ends: tuple[Tag, ...] = ()
+        if in_path:
+            ends = self.profile.path.end
+        elif concludes:
+            ends = self.profile.join.end
+        return Scanner(
+            self, in_path=in_path, ends=ends, max_names=max_names, seed=seed, forks=forks
+        )
 
 
 class Scanner:
     """Finds the tags of a grammar in one branch, token by token."""
 
     def __init__(
-        self, grammar: Grammar, *, in_path: bool, max_names: int, seed: str, forks: bool
+        self,
+        grammar: Grammar,
+        *,
+        in_path: bool,
+        ends: tuple[Tag, ...],
+        max_names: int,
+        seed: str,
+        forks: bool,
     ) -> None:
         self._rule = grammar.profile.fork
-        self._path = grammar.profile.path
         self._piece: Callable[[int], str] = grammar.vocabulary.piece
-        self._in_path = in_path
+        self._inner_open = grammar.profile.path.open if in_path else None
+        self._ends = ends
         self._max_names = max_names
         self._forks = forks
         self._names = re.compile(self._rule.names) if self._rule.names is not None else None
@@ -121,13 +142,13 @@ class Scanner:
             self._text, self._reads_names = text[begin:], True
         if not self._reads_names:
             self._text = text[-self._longest_tag :]
-        if self._in_path:  # first, as a grammar may fork and end paths by the same text
-            if end_of(self._path.open):
-                self._inner_paths += 1
-            elif any(map(end_of, self._path.end)):
-                if self._inner_paths == 0:
-                    return PathEnd()
-                self._inner_paths -= 1
+        # Ends first, as a grammar may fork and end paths by the same text.
+        if end_of(self._inner_open):
+            self._inner_paths += 1
+        elif any(map(end_of, self._ends)):
+            if self._inner_paths == 0:
+                return BranchEnd()
+            self._inner_paths -= 1
         if not self._forks:
             return None
         if any(map(end_of, self._rule.trigger)):
@@ -139,8 +160,8 @@ class Scanner:
 
     def _tags(self) -> Iterator[str]:
         """Yield the texts to look for, which bound how much of the past must be kept."""
-        rule, path = self._rule, self._path
-        for tag in (*rule.trigger, rule.open, rule.names_after, path.open, *path.end):
+        rule = self._rule
+        for tag in (*rule.trigger, rule.open, rule.names_after, self._inner_open, *self._ends):
             yield tag if isinstance(tag, str) else ""
 
     def _start_block(self) -> None:

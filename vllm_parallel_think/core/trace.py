@@ -22,7 +22,7 @@ from .graph import Kind, Lane, Node, State
 from .group import Cause, Group, Limits, Verdict
 from .options import RequestOptions
 from .profile import Forced, ForkRule, JoinRule, PathRule, Profile
-from .scan import Event, ForkSeen, Grammar, PathEnd, PathName, Scanner, Vocabulary
+from .scan import BranchEnd, Event, ForkSeen, Grammar, PathName, Scanner, Vocabulary
 
 _TAG = re.compile(r"</?[A-Za-z][\w-]*>")
 _PIECE = re.compile(rf"{_TAG.pattern}|\n| ?\w+| ?(?!{_TAG.pattern})[^\w\s]|[^\S\n]+")
@@ -319,7 +319,7 @@ class _Reader:
             if piece in self._tags.all:
                 self._visit(piece, offset, frames)
             event = scanner.feed(len(self._pieces) - 1)
-            if isinstance(event, PathEnd):
+            if isinstance(event, BranchEnd):
                 self._check_path(piece, offset, frames)
                 return None
             if isinstance(event, ForkSeen):
@@ -623,7 +623,13 @@ class _Told(Scanner):
 
 class _ToldGrammar(Grammar):
     def scanner(
-        self, *, in_path: bool, max_names: int, seed: str = "", forks: bool = True
+        self,
+        *,
+        in_path: bool,
+        max_names: int,
+        concludes: bool = False,
+        seed: str = "",
+        forks: bool = True,
     ) -> Scanner:
         return _Told()
 
@@ -686,7 +692,7 @@ class _Replay:
     def _event(node: Node, step: _Step) -> Event | None:
         if step.block is not None:
             return ForkSeen(step.block.names, opened=True)
-        return PathEnd() if node.depth else None
+        return BranchEnd() if node.depth else None
 
     def _settle(self) -> list[Node]:
         """Start what can start, run nodes that only compute, and return those that generate."""
