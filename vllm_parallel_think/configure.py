@@ -105,7 +105,10 @@ def refuse_unsupported(config: VllmConfig) -> None:
         # A reused layer's tokens are a selection of the batch, the plan is for all of it.
         "--kv-sharing-fast-prefill": cache.kv_sharing_fast_prefill,
         # Such a graph replays the whole model, without the hook that sets positions.
-        "VLLM_USE_BREAKABLE_CUDAGRAPH=1": os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH") == "1",
+        "VLLM_USE_BREAKABLE_CUDAGRAPH=1 (set it to 0)": os.environ.get(
+            "VLLM_USE_BREAKABLE_CUDAGRAPH"
+        )
+        == "1",
         f"--kv-cache-dtype {cache.cache_dtype}": is_quantized_kv_cache(cache.cache_dtype),
     }
     if current_platform.is_cpu():

@@ -482,7 +482,7 @@ class GroupSchedulerMixin(Scheduler):
             if parked is not None:
                 self.kv_holding_waiting.add_request(parked)
             else:
-                before = sum(seen.num_visible for seen in node.prefix)
+                before = group.num_visible_until(node)
                 self._num_requests_made += 1
                 request = branch_request(
                     family.root,

@@ -9,7 +9,7 @@ from samples import MULTIVERSE, NPR, THREADS
 from vocabularies import ALL, Pieces, chars, odd, tags
 
 from vllm_parallel_think.core.profile import Profile, load_profile
-from vllm_parallel_think.core.scan import Event, ForkSeen, Grammar, BranchEnd, PathName
+from vllm_parallel_think.core.scan import BranchEnd, Event, ForkSeen, Grammar, PathName
 
 
 def events(

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local import smollm2
 
-from .server import Answer, Server
+from .server import ENDLESS, Answer, Server
 
 _LOG = pytest.StashKey[Server]()
 
@@ -26,7 +26,11 @@ def server(
     model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
     """A server whose requests branch by the skeleton profile unless they say otherwise."""
-    server = Server(model, tmp_path_factory.mktemp("serve") / "server.log", {"profile": "skeleton"})
+    folder = tmp_path_factory.mktemp("serve")
+    profile = folder / "endless.toml"
+    profile.write_text(ENDLESS)
+    options = {"profile": "skeleton", "profiles": [str(profile)]}
+    server = Server(model, folder / "server.log", options)
     request.config.stash[_LOG] = server
     try:
         server.wait_ready()

@@ -24,6 +24,27 @@ IDLE_SECONDS = 30
 
 XARGS = {"pt_path_tokens": 24, "pt_max_paths": 3}
 
+ENDLESS = """
+name = "endless"
+summary = "An outline, and points and a conclusion that no tag of the model's ends"
+opening = "Short outline:\\n1."
+
+[fork]
+trigger = ["\\n\\n"]
+names = '(?m)^[ ]*([0-9]{1,2})[.)][ ]+([^\\s:][^\\n:.]*)'
+on_end = true
+when_full = true
+once = true
+
+[path]
+start = "\\n**{name}. {title}**\\n\\n"
+end = ["</never>"]
+close = "\\n"
+
+[join]
+start = "In short,"
+"""
+
 
 def outline_of(topic: str) -> list[dict[str, str]]:
     """Return a chat whose example makes a small model write an outline of three short points."""

@@ -22,7 +22,7 @@ def headings(answer: Answer) -> list[tuple[int, int]]:
     """Return where in the text each path's heading starts and ends, in the order of the outline."""
     found, at = [], 0
     for number, title in POINT.findall(answer.text)[: answer.summary["paths"]]:
-        heading = f"\n**{number}. {title.strip()}**\n\n"
+        heading = f"**{number}. {title.strip()}**"
         at = answer.text.index(heading, at)
         found.append((at, at + len(heading)))
         at += len(heading)
@@ -134,9 +134,9 @@ def test_responses_and_messages(server: Server) -> None:
 
 def test_stop_string_inside_a_path(server: Server, whole: Answer) -> None:
     start, end = headings(whole)[1]
-    stop = whole.text[start + 1 : end + 4]
+    stop = whole.text[start : end + 8]
     cut = whole.text.index(stop)
-    assert cut == start + 1, "the text in front of the second path has the stop string too"
+    assert cut == start, "the text in front of the second path has the stop string too"
     for stream in (False, True):
         (answer,) = server.ask(stop=stop, stream=stream)
         assert answer.text == whole.text[:cut]
@@ -173,15 +173,18 @@ def test_stop_token_inside_a_branch(server: Server, whole: Answer) -> None:
     server.wait_idle()
 
 
-def test_ignore_eos_runs_to_the_limit(server: Server, whole: Answer) -> None:
-    limit = len(whole.tokens) + 15
-    (answer,) = server.ask(ignore_eos=True, max_tokens=limit)
-    assert len(answer.tokens) == answer.num_reported == limit
-    assert answer.finish == "length"
+def test_ignore_eos_runs_to_the_limit(server: Server, plain: Answer) -> None:
+    limit = len(plain.tokens) + 40
+    assert plain.finish == "stop"
+    for xargs in (OFF, {**XARGS, "parallel_think": "endless"}):
+        (answer,) = server.ask(ignore_eos=True, max_tokens=limit, vllm_xargs=xargs)
+        assert len(answer.tokens) == answer.num_reported == limit
+        assert answer.finish == "length"
+    assert answer.summary["forks"] == 1
 
 
 def test_penalties_act(server: Server, whole: Answer) -> None:
-    penalties = {"presence_penalty": 1.0, "frequency_penalty": 1.0, "repetition_penalty": 1.3}
+    penalties = {"presence_penalty": 2.0, "frequency_penalty": 2.0, "repetition_penalty": 1.3}
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(server.ask, max_tokens=70, **{k: v}) for k, v in penalties.items()]
         for (name, _), future in zip(penalties.items(), asked, strict=True):
@@ -261,13 +264,14 @@ def test_tags_in_a_prompt_trigger_nothing(server: Server) -> None:
 def test_client_that_leaves(server: Server, whole: Answer) -> None:
     body = {"model": MODEL_NAME, "messages": FRUITS, "temperature": 0, "stream": True}
     # Left alone this would write for more than a minute: an idle server was told to stop.
-    body |= {"vllm_xargs": XARGS, "max_tokens": 1500, "ignore_eos": True}
+    body |= {"max_tokens": 1500, "ignore_eos": True}
+    body |= {"vllm_xargs": {**XARGS, "parallel_think": "endless"}}
     with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
         text = ""
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-            if text.count("**") >= 2:
+            if text.count("**") >= 4:
                 break
         assert not server.is_idle()
     server.wait_idle()

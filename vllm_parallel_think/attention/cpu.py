@@ -18,6 +18,7 @@ from attention_kernels import SegmentPlan, segmented_attention
 
 from .. import tables
 from .plan import rows_with_holes
+from .refusals import refuse_unsupported
 
 
 @dataclass
@@ -141,25 +142,3 @@ def logical_cache(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor,
         shape, (per_block, head_size, per_head, 1), start + block_size * head_size
     )
     return keys, values
-
-
-def refuse_unsupported(impl: Any) -> None:
-    """Refuse layers whose attention the masked rows could not reproduce.
-
-    Raises:
-        NotImplementedError: Names the feature of the model.
-
-    """
-    window = impl.sliding_window
-    features = {
-        "ALiBi": impl.alibi_slopes is not None,
-        "logits soft-capping": bool(impl.logits_soft_cap),
-        "attention sinks": impl.sinks is not None,
-        "a sliding window": window not in (None, -1, (-1, -1)),
-    }
-    for feature, present in features.items():
-        if present:
-            raise NotImplementedError(
-                f"parallel_think cannot serve a model whose attention uses {feature}; "
-                "remove parallel_think from --additional-config to serve it without branches"
-            )

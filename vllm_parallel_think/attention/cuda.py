@@ -20,8 +20,8 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 from attention_kernels import SegmentPlan, segmented_attention
 
 from .. import tables
-from .cpu import refuse_unsupported
 from .plan import rows_with_holes
+from .refusals import refuse_unsupported
 
 PROVIDER = "triton"
 

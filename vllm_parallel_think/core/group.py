@@ -279,6 +279,11 @@ class Group:
         node.computing = node.state is State.DONE
         node.parked = False
 
+    def num_visible_until(self, node: Node) -> int:
+        """Return how many visible tokens stand in the text up to the end of a node, as it is now."""
+        behind = self._order.index(node) + 1
+        return sum(seen.num_visible for seen in self._order[:behind])
+
     def padded_prefix(self, node: Node) -> list[int]:
         """Return the token ids in front of a branch, padded node by node to whole blocks.
 
