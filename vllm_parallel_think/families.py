@@ -22,6 +22,8 @@ class Family:
         parked: Whether the family gave all its blocks away and waits for room to be replayed.
         ended: Whether the client got the last output, or went away.
         error: Why the family cannot go on, if it cannot.
+        num_replays: How often it gave way.
+        num_changes_seen: The group's changes that were acted upon.
 
     """
 
@@ -32,6 +34,7 @@ class Family:
     ended: bool = False
     error: str | None = None
     num_replays: int = 0
+    num_changes_seen: int = 0
 
     @property
     def age(self) -> tuple[int, float, str]:

@@ -449,11 +449,11 @@ class GroupSchedulerMixin(Scheduler):
         for node in group.take_dropped():
             if (request := family.requests.get(node)) is not None:
                 self._drop_request(request)
-        for node in group.nodes:
-            if node.retired and node.sealed:
-                self._ledger.release(node)
-                group.sealed(node, kept=False)
-        if not family.parked:
+        if not family.parked and family.num_changes_seen != group.num_changes:
+            for node in group.nodes:
+                if node.retired and node.sealed:
+                    self._ledger.release(node)
+                    group.sealed(node, kept=False)
             self._submit_ready(family)
         released = []
         for emission in group.release():
@@ -477,6 +477,7 @@ class GroupSchedulerMixin(Scheduler):
 
     def _submit_ready(self, family: Family) -> None:
         group = family.group
+        family.num_changes_seen = group.num_changes
         for node in group.ready():
             parked = family.requests.get(node) if node.parked else None
             if parked is not None:

@@ -132,6 +132,8 @@ class Group:
         self._join_mode = options.join or self._profile.join.mode
         self.finish: Finish | None = None
         self.finished = False
+        self.num_changes = 1
+        """Grows whenever :meth:`ready` may have a new answer: most steps only add tokens."""
         self._concluded = False
         self.fallbacks: Counter[str] = Counter()
         self._order: list[Node] = []
@@ -204,6 +206,7 @@ class Group:
         """
         if node.state is State.DROPPED:
             return
+        self.num_changes += 1
         node.state = State.DONE
         if cause is Cause.EOS and node.scanner is not None:
             seen = node.scanner.at_end()
@@ -232,6 +235,7 @@ class Group:
         """Take note that a node's blocks are held by the group, or were lost with its request."""
         node.sealed = kept
         node.computing = False
+        self.num_changes += 1
 
     def take_dropped(self) -> list[Node]:
         """Return branches that nobody will see, each once; their requests are of no more use.
@@ -280,7 +284,7 @@ class Group:
         node.parked = False
 
     def num_visible_until(self, node: Node) -> int:
-        """Return how many visible tokens stand in the text up to the end of a node, as it is now."""
+        """Return how many visible tokens stand in the text up to the end of a node so far."""
         behind = self._order.index(node) + 1
         return sum(seen.num_visible for seen in self._order[:behind])
 
@@ -339,14 +343,18 @@ class Group:
         return [self._show(lane) for lane in self._latest_fork.lanes]
 
     def _show(self, lane: Lane) -> dict[str, Any]:
-        tokens = [token for node in lane.all_nodes for token in node.tokens[node.num_given :]]
+        tail: list[int] = []
+        for node in reversed(lane.all_nodes):
+            if len(tail) < LIVE_TOKENS:
+                first = max(node.num_given, len(node.tokens) - LIVE_TOKENS + len(tail))
+                tail = node.tokens[first:] + tail
         piece = self._grammar.vocabulary.piece
         return {
             "path": lane.name,
             "title": lane.title,
             "tokens": sum(node.num_sampled for node in lane.all_nodes),
             "done": lane.complete,
-            "tail": "".join(map(piece, tokens[-LIVE_TOKENS:])),
+            "tail": "".join(map(piece, tail)),
         }
 
     def summary(self) -> dict[str, Any]:
