@@ -20,6 +20,7 @@ from vllm.v1.engine.output_processor import RequestState
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from .core.options import CONFIG_KEY
+from .delivery import LIVE_KEY
 from .patches import patch
 
 Summary = dict[str, Any]
@@ -107,13 +108,18 @@ def _summarised(owner: type, original: Callable[..., Any]) -> Callable[..., Any]
         summaries: list[Summary | None] = [None] * num_choices * values.get("num_prompts", 1)
         if ours:
             values["result_generator"] = _watch(values["result_generator"], summaries, num_choices)
+        views: list[list[dict[str, Any]]] = []
+        if ours and num_choices == len(summaries) == 1:
+            values["result_generator"] = _watch_paths(values["result_generator"], views)
         first = None
         async with aclosing(original(*call.args, **call.kwargs)) as chunks:
             async for chunk in chunks:
                 first = first or chunk
                 if chunk == _DONE and any(summary is not None for summary in summaries):
-                    yield _last_chunk(first, summaries)
+                    yield _extra_chunk(first, CONFIG_KEY, summaries)
                 yield chunk
+                if views:
+                    yield _extra_chunk(first, LIVE_KEY, views.pop())
 
     return stream
 
@@ -140,11 +146,23 @@ async def _watch(
         yield item
 
 
-def _last_chunk(first: str, summaries: list[Summary | None]) -> str:
-    """Return the chunk in front of the end, under the identity of the stream's first chunk."""
+async def _watch_paths(
+    results: AsyncIterator[Any], views: list[list[dict[str, Any]]]
+) -> AsyncIterator[Any]:
+    """Pass results on; leave the newest view of all paths, if the client asked to see them grow."""
+    async for item in results:
+        _, result = item if isinstance(item, tuple) else (0, item)
+        view = (result.kv_transfer_params or {}).get(LIVE_KEY)
+        if view is not None:
+            views[:] = [view]
+        yield item
+
+
+def _extra_chunk(first: str, key: str, value: Any) -> str:
+    """Return a chunk without choices, under the identity of the stream's first chunk."""
     same = json.loads(first.removeprefix("data: "))
-    chunk = {key: same[key] for key in ("id", "object", "created", "model") if key in same}
-    return f"data: {json.dumps({**chunk, 'choices': [], CONFIG_KEY: summaries})}\n\n"
+    chunk = {name: same[name] for name in ("id", "object", "created", "model") if name in same}
+    return f"data: {json.dumps({**chunk, 'choices': [], key: value})}\n\n"
 
 
 def _of_every_prompt(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -232,7 +232,14 @@ def main() -> None:
         console.rule("parallel: an outline, its points side by side, a conclusion")
         parallel = show(
             args.question,
-            ask(client, args.question, 800, pt_path_tokens=args.path_tokens, pt_live=True),
+            ask(
+                client,
+                args.question,
+                800,
+                pt_max_paths=4,
+                pt_path_tokens=args.path_tokens,
+                pt_live=True,
+            ),
         )
         console.rule("one chain of as many tokens")
         with console.status("the same question without branches"):

@@ -49,6 +49,7 @@ class Player:
     path_tokens: int | None = None
     critical_tokens: int | None = None
     join: Any = None
+    live: bool = False
     num_chunk: int = 1
 
     def __post_init__(self) -> None:
@@ -61,6 +62,7 @@ class Player:
             self.path_tokens,
             self.critical_tokens,
             self.join,
+            self.live,
         )
         limits = Limits(
             self.block_size, self.index_blocks, self.max_tokens, self.max_forks, self.has_room

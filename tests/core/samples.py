@@ -51,9 +51,9 @@ THREADS_TOY = {
 
 SKELETON_TOY = {
     "0.0": " Apples\n2. Pears: sweet\n\n",
-    "0.0/0.0": "Red.\n\n",
-    "0.0/1.0": "Green.\n\n",
-    "0.1": " fruit.",
+    "0.0/0.0": " one is red.\n",
+    "0.0/1.0": " is green.\n",
+    "0.1": " fruit.\n",
 }
 
 TOYS = {

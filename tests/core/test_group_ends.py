@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from player import EOS, STOP, Player
-from samples import DEEP, MULTIVERSE, NESTED, R1_TOY, SKELETON_TOY, TOY
-from vocabularies import ALL, chars, odd
+from samples import DEEP, MULTIVERSE, NESTED, R1_TOY, SKELETON_TOY, TOY, TOYS
+from vocabularies import ALL, Pieces, chars, odd
 
 from vllm_parallel_think.core.graph import Kind, State
 from vllm_parallel_think.core.group import Cause, Finish, Verdict
+from vllm_parallel_think.core.profile import Profile, load_profile
 
 TOY_TEXT = Player("multiverse", TOY).run().text
 
@@ -247,27 +250,160 @@ def test_paths_that_the_model_writes_itself_do_not_end_the_outer_path():
         assert player.summary["forks"] == 1
 
 
-def test_skeleton_paths_end_at_a_blank_line():
-    player = Player("skeleton", SKELETON_TOY, vocabulary=chars()).run()
-    assert player.text.endswith(
-        "**1. Apples**\n\nRed.\n\n\n**2. Pears**\n\nGreen.\n\nIn short, fruit."
-    )
+SKELETON_PATHS = "\n**1. Apples**\n\nThis one is red.\n\n**2. Pears**\n\nThis is green.\n"
+
+
+@pytest.mark.parametrize("vocabulary", ALL)
+def test_skeleton_paths_end_at_a_line_break(vocabulary):
+    behind = {"0.0/0.0": " one is red.\n\nMore", "0.0/1.0": " is green.\nMore"}
+    player = Player("skeleton", {**SKELETON_TOY, **behind}, vocabulary=vocabulary()).run()
+    assert player.text.endswith(SKELETON_PATHS + "\nIn short, fruit.\n")
     assert player.summary["cut_paths"] == 0
 
 
+def test_skeleton_path_keeps_what_stands_in_the_token_of_its_line_break():
+    merged = Pieces(r"\.\n\n|.")
+    scripts = {**SKELETON_TOY, "0.0/0.0": " one is red.\n\nMore"}
+    player = Player("skeleton", scripts, vocabulary=merged).run()
+    assert "This one is red.\n\n\n**2. Pears**" in player.text
+    assert player.summary["cut_paths"] == 0
+
+
+def test_skeleton_path_that_ends_without_a_line_break_gets_one():
+    scripts = {
+        **SKELETON_TOY,
+        "0.0/0.0": [" one is red.", EOS],
+        "0.0/1.0": " is green." + "!" * 200,
+    }
+    player = Player("skeleton", scripts, vocabulary=chars()).run()
+    assert "This one is red.\n\n**2. Pears**\n\nThis is green.!!!" in player.text
+    assert player.text.endswith("!\n\nIn short, fruit.\n")
+    assert player.summary["cut_paths"] == 1
+
+
 def test_skeleton_forks_at_the_end_of_sequence_and_when_the_outline_is_full():
-    ended = {**SKELETON_TOY, "0.0": [" Apples\n2. Pears", EOS]}
+    ended = {**SKELETON_TOY, "0.0": [" Apples\n2. Pears", EOS], "0.1": [" fruit.", EOS]}
     player = Player("skeleton", ended).run()
-    assert "2. Pears\n**1. Apples**\n\nRed." in player.text
-    assert player.visible.count(EOS) == 1
+    assert "2. Pears\n**1. Apples**\n\nThis one is red." in player.text
+    assert player.visible.count(EOS) == 1, "only the one that ends the answer"
     full = {**SKELETON_TOY, "0.0": " Apples\n2. Pears\n3. Plums\n\n"}
     player = Player("skeleton", full, max_paths=2).run()
-    assert "2. Pears\n\n**1. Apples**\n\nRed." in player.text and "Plums" not in player.text
+    assert "2. Pears\n\n**1. Apples**\n\nThis one is red." in player.text
+    assert "Plums" not in player.text
 
 
 def test_grammar_that_forks_once_goes_on_as_text():
     """A conclusion with blank lines and a list of its own is no second outline (INV-4)."""
     scripts = {**SKELETON_TOY, "0.1": " a:\n\n1. b\n2. c\n\nend"}
-    player = Player("skeleton", scripts).run()
+    player = Player(without_end("skeleton"), scripts).run()
     assert player.summary["forks"] == 1
+    assert player.summary["fallbacks"] == {}
     assert player.text.endswith("In short, a:\n\n1. b\n2. c\n\nend")
+
+
+# -- conclusions that end the answer ---------------------------------------------------------------
+
+
+def with_end(name: str, *tags: str) -> Profile:
+    """Return a built-in profile in which these tags end a conclusion, and with it the answer."""
+    profile = load_profile(name)
+    return replace(profile, join=replace(profile.join, end=tags))
+
+
+def without_end(name: str) -> Profile:
+    return with_end(name)
+
+
+class TestConclusionEnd:
+    """A tag of ``[join] end`` ends the answer, in a conclusion of the trunk and nowhere else."""
+
+    @pytest.mark.parametrize("order", [0, -1])
+    @pytest.mark.parametrize("num_chunk", [1, 3, 50])
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_ends_the_answer_with_stop_and_nothing_behind_it(self, vocabulary, num_chunk, order):
+        scripts = {**SKELETON_TOY, "0.1": " fruit.\nMore\n\n1. a\n2. b\n\n"}
+        player = Player("skeleton", scripts, vocabulary=vocabulary(), num_chunk=num_chunk)
+        player.run(lambda nodes: nodes[order])
+        assert player.text.endswith(SKELETON_PATHS + "\nIn short, fruit.\n")
+        assert player.finish == Finish("stop", None)
+        assert EOS not in player.visible
+        group = player.group
+        assert group.finished and list(group.release()) == []
+        assert group.ready() == [] and not player.running
+        assert player.summary["forks"] == 1 and player.summary["fallbacks"] == {}
+
+    def test_is_visible_with_all_of_its_token(self):
+        scripts = {**SKELETON_TOY, "0.1": " fruit.\n\nMore"}
+        player = Player("skeleton", scripts, vocabulary=Pieces(r"\.\n\n|.")).run()
+        assert player.text.endswith("In short, fruit.\n\n")
+        assert player.finish == Finish("stop")
+
+    def test_end_of_sequence_still_ends_an_answer_without_the_tag(self):
+        player = Player("skeleton", {**SKELETON_TOY, "0.1": [" fruit.", EOS]}).run()
+        assert player.text.endswith("In short, fruit.")
+        assert player.finish == Finish("stop") and player.visible[-1] == EOS
+
+    def test_stop_token_in_front_of_it_keeps_its_reason(self):
+        player = Player("skeleton", {**SKELETON_TOY, "0.1": [" fruit", STOP, ".\n"]}).run()
+        assert player.finish == Finish("stop", STOP)
+
+    def test_conclusion_cut_in_front_of_it_finishes_with_length(self):
+        full = Player("skeleton", SKELETON_TOY).run()
+        length = len(full.visible)
+        for max_tokens in range(length - 3, length + 2):
+            player = Player("skeleton", SKELETON_TOY, max_tokens=max_tokens).run()
+            assert player.text == full.vocabulary.decode(full.visible[:max_tokens])
+            assert player.finish == Finish("length" if max_tokens < length else "stop")
+        critical = full.summary["critical_path_tokens"]
+        for budget in (critical - 1, critical, critical + 1):
+            player = Player("skeleton", SKELETON_TOY, critical_tokens=budget).run()
+            assert player.finish == Finish("length" if budget < critical else "stop")
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_in_a_nested_conclusion_or_a_path_ends_nothing(self, vocabulary):
+        scripts = {**DEEP, "0.1/1.0": " q\n</Parallel>\n</Path>", "0.2": DEEP["0.2"] + "more"}
+        plain = Player("multiverse", scripts, vocabulary=vocabulary()).run()
+        ending = with_end("multiverse", "</Parallel>")
+        player = Player(ending, scripts, vocabulary=vocabulary()).run()
+        assert player.text.rstrip() == plain.text.removesuffix("more").rstrip()
+        assert "<Conclusion>\ni\n</Conclusion>\n</Parallel>\n</Path>" in player.text
+        assert player.text.rstrip().endswith("<Conclusion>\nc\n</Conclusion>\n</Parallel>")
+        assert player.summary["forks"] == 2 and player.summary["cut_paths"] == 0
+        assert player.finish == Finish("stop")
+
+    def test_in_the_trunk_ends_nothing(self):
+        ending = with_end("multiverse", "\n")
+        player = Player(ending, TOY).run()
+        assert player.text == TOY_TEXT[: TOY_TEXT.index("\n</Conclusion>") + 1]
+        assert TOY_TEXT.index("\n") < TOY_TEXT.index("<Path>"), "the trunk has line breaks"
+        text = "a\nb\n"
+        assert Player(ending, {"0.0": text}).run().text == text, "an answer that never forks"
+
+    def test_forced_text_does_not_count(self):
+        """The conclusion's own start has the tag in it, and a part of it at its end."""
+        player = Player(with_end("multiverse", "Conclusion>", ">\nc"), TOY).run()
+        assert player.text == TOY_TEXT[: TOY_TEXT.index("</Conclusion>") + len("</Conclusion>")]
+
+    def test_comes_before_a_fork_by_the_same_text(self):
+        ending = with_end("multiverse", "</Goal>")
+        player = Player(ending, {**TOY, "0.2": f"c {MULTIVERSE} more"}).run()
+        assert player.text.endswith(f"<Conclusion>\nc {MULTIVERSE}")
+        assert player.summary["forks"] == 1 and player.finish == Finish("stop")
+
+    @pytest.mark.parametrize("join", ["kv", "reprefill"])
+    def test_ends_the_answer_however_paths_are_joined(self, join):
+        scripts = {**SKELETON_TOY, "0.1": " fruit.\nMore"}
+        player = Player("skeleton", scripts, join=join).run()
+        assert player.text.endswith(SKELETON_PATHS + "\nIn short, fruit.\n")
+        assert player.finish == Finish("stop")
+
+    @pytest.mark.parametrize("name", [name for name in TOYS if name != "skeleton"])
+    def test_profile_without_one_goes_on(self, name):
+        """Until the end of sequence, whatever ends its paths."""
+        assert load_profile(name).join.end == ()
+        (end,) = load_profile(name).path.end
+        last = max(at for at in TOYS[name] if "/" not in at)
+        scripts = {**TOYS[name], last: f"{TOYS[name][last]}{end} x\n\ny\n"}
+        player = Player(name, scripts).run()
+        assert player.text == Player(name, TOYS[name]).run().text + f"{end} x\n\ny\n"
+        assert player.visible[-1] == EOS and player.finish == Finish("stop")

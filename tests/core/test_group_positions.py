@@ -112,8 +112,9 @@ TEXTS = {
     "c</Summary> end",
     "threadweaver": THREADS_TOY["0.0"] + "\n<Thread>\n1: p</Thread><Thread>\n2: q r</Thread>\n"
     "</Parallel>\n e",
-    "skeleton": "Short outline:\n1. Apples\n2. Pears: sweet\n\n\n**1. Apples**\n\nRed.\n\n\n"
-    "**2. Pears**\n\nGreen.\n\nIn short, fruit.",
+    "skeleton": "Short outline:\n1. Apples\n2. Pears: sweet\n\n\n"
+    "**1. Apples**\n\nThis one is red.\n\n"
+    "**2. Pears**\n\nThis is green.\n\nIn short, fruit.\n",
 }
 
 

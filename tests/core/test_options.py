@@ -64,6 +64,12 @@ def test_request_keys_are_taken_and_foreign_ones_left_alone():
     assert request(extra) == RequestOptions("npr", 3, 0, 9, 8, "reprefill")
 
 
+@pytest.mark.parametrize(("value", "live"), [(True, True), (1, True), (False, False), (0, False)])
+def test_live_view_is_off_unless_asked_for(value, live):
+    assert request({"pt_live": value}).live is live
+    assert request({}).live is False
+
+
 def test_off_leaves_a_request_alone():
     assert request({"parallel_think": "off"}).profile is None
     assert parse_request(None, ServerOptions(), PROFILES, "off").profile is None
@@ -82,6 +88,9 @@ def test_off_leaves_a_request_alone():
         ({"pt_critical_tokens": None}, "got None"),
         ({"pt_join": "copy"}, "pt_join must be kv or reprefill; got 'copy'"),
         ({"pt_join": []}, "got []"),
+        ({"pt_live": "yes"}, "vllm_xargs.pt_live must be true or false; got 'yes'"),
+        ({"pt_live": None}, "pt_live must be true or false; got None"),
+        ({"pt_live": 2}, "pt_live must be true or false; got 2"),
     ],
 )
 def test_wrong_request_key_names_value_and_range(extra, message):
@@ -92,7 +101,7 @@ def test_wrong_request_key_names_value_and_range(extra, message):
 
 KEYS = st.sampled_from(
     ["parallel_think", "pt_max_paths", "pt_max_depth", "pt_path_tokens", "pt_critical_tokens"]
-    + ["pt_join", "pt_", "other"]
+    + ["pt_join", "pt_live", "pt_", "other"]
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=9),

@@ -36,6 +36,13 @@ def test_file_is_a_profile_with_defaults(tmp_path):
     profile = load_profile(str(file))
     assert (profile.fork.trigger, profile.path.start) == (("<F>",), ("<P>",))
     assert (profile.join.mode, profile.max_depth, profile.opening) == ("kv", 8, ())
+    assert profile.join.end == ()
+
+
+@pytest.mark.parametrize("text", ['"</J>"', '["</J>", 7]'])
+def test_tags_that_end_the_answer_are_one_or_several(text):
+    profile = parse_profile(GOOD + f"end = {text}\n", "toy")
+    assert profile.join.end == (("</J>",) if "[" not in text else ("</J>", 7))
 
 
 def test_lists_mix_text_and_token_ids_and_drop_empty_text():
@@ -62,6 +69,7 @@ def test_lists_mix_text_and_token_ids_and_drop_empty_text():
         ("num_paths = 2", "num_paths = 2\nnames = '(a)'", "set exactly one of names and num_paths"),
         ("num_paths = 2", "names = '('", "names is not a regular expression"),
         ("num_paths = 2", "names = 'a'", "names needs a group"),
+        ('start = "<J>"', 'start = "<J>"\nend = 1.5', "[join], end: expected text or a token id"),
         ('start = "<J>"', 'start = "<J>"\nmode = "copy"', "mode must be 'kv' or 'reprefill'"),
         ('name = "toy"', 'name = "toy"\nmax_depth = 0', "max_depth must be at least 1"),
         ('start = "<J>"', 'start = "<J>"\nfirst_only = "x"', "first_only must be how"),

@@ -18,12 +18,16 @@ def events(
     vocabulary: Pieces,
     *,
     in_path: bool = False,
+    concludes: bool = False,
+    forks: bool = True,
     max_names: int = 8,
     seed: str = "",
 ) -> list[tuple[str, Event]]:
     """Return what a scanner sees, each with the text up to there."""
     loaded = load_profile(profile) if isinstance(profile, str) else profile
-    scanner = Grammar(loaded, vocabulary).scanner(in_path=in_path, max_names=max_names, seed=seed)
+    scanner = Grammar(loaded, vocabulary).scanner(
+        in_path=in_path, concludes=concludes, forks=forks, max_names=max_names, seed=seed
+    )
     seen, read = [], ""
     for token in vocabulary.encode(text):
         read += vocabulary.piece(token)
@@ -160,9 +164,68 @@ class TestSkeleton:
         assert scanner.at_end() is None
 
     @pytest.mark.parametrize("vocabulary", ALL)
-    def test_blank_line_ends_a_path_although_it_also_forks(self, vocabulary):
-        ((read, event),) = events("skeleton", "Red.\n\nmore", vocabulary(), in_path=True)
+    def test_line_break_ends_a_path_before_a_blank_line_can_fork(self, vocabulary):
+        seen = events("skeleton", "Red.\n\nmore", vocabulary(), in_path=True)
+        assert seen == [("Red.\n", BranchEnd()), ("Red.\n\n", BranchEnd())]
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_text_that_also_forks_ends_a_path(self, vocabulary):
+        profile = load_profile("skeleton")
+        same = replace(profile, path=replace(profile.path, end=("\n\n",)))
+        ((read, event),) = events(same, "Red.\n\nmore", vocabulary(), in_path=True)
         assert (read, event) == ("Red.\n\n", BranchEnd())
+
+    def test_token_that_ends_a_path_and_completes_a_fork_ends_the_path(self):
+        merged = Pieces(r"\.\n\n|.")
+        ((read, event),) = events("skeleton", "Red.\n\nmore", merged, in_path=True)
+        assert (read, event) == ("Red.\n\n", BranchEnd())
+
+    @pytest.mark.parametrize("in_path", [False, True])
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_scanner_told_not_to_fork_sees_ends_only(self, vocabulary, in_path):
+        grammar = Grammar(load_profile("skeleton"), vocabulary())
+        scanner = grammar.scanner(in_path=in_path, max_names=2, seed="1.", forks=False)
+        seen = [scanner.feed(token) for token in grammar.vocabulary.encode(self.OUTLINE + "\n")]
+        assert set(seen) == ({None, BranchEnd()} if in_path else {None})
+        assert scanner.at_end() is None
+
+    def test_title_ends_at_a_colon_or_full_stop_without_marks(self):
+        outline = " **Apples**. Red\n2. *Pears:* sweet\n3. Plums. Blue: dark.\n\n"
+        ((_, event),) = events("skeleton", outline, chars(), seed="1.")
+        assert event == ForkSeen(self.NAMES, opened=True)
+
+
+class TestConclusionEnd:
+    """A tag that ends the answer counts in a conclusion of the trunk only."""
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_is_seen_where_it_is_complete(self, vocabulary):
+        profile = load_profile("multiverse")
+        ending = replace(profile, join=replace(profile.join, end=("</Parallel>", "END")))
+        text = "c\n</Conclusion>\n</Parallel>"
+        assert events(ending, text, vocabulary(), concludes=True) == [(text, BranchEnd())]
+        assert events(ending, "so END", vocabulary(), concludes=True) == [("so END", BranchEnd())]
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_means_nothing_anywhere_else(self, vocabulary):
+        profile = load_profile("multiverse")
+        ending = replace(profile, join=replace(profile.join, end=("</Parallel>",)))
+        text = "c\n</Conclusion>\n</Parallel> x"
+        assert events(ending, text, vocabulary()) == []
+        assert events(ending, text, vocabulary(), in_path=True) == []
+        assert events(profile, text, vocabulary(), concludes=True) == []
+
+    def test_path_end_does_not_end_a_conclusion(self):
+        assert events("multiverse", "x</Path> y", tags(), concludes=True) == []
+        assert events("skeleton", "x y", tags(), concludes=True) == []
+
+    def test_given_as_token_id_matches_that_token(self):
+        vocabulary = tags()
+        (tag,) = vocabulary.encode("END")
+        profile = load_profile("multiverse")
+        ending = replace(profile, join=replace(profile.join, end=(tag,)))
+        seen = events(ending, "so\nEND.", vocabulary, concludes=True)
+        assert seen == [("so\nEND", BranchEnd())]
 
 
 def test_forced_text_is_filled_in_and_token_ids_are_kept():
@@ -178,3 +241,19 @@ def test_every_block_needs_an_opening_of_its_own(vocabulary):
     text = MULTIVERSE + "\n<Goal>\n<Outline>3: x</Outline><Outline>4: y</Outline></Goal>"
     (_, (_, event)) = events("multiverse", text, vocabulary())
     assert event == ForkSeen(names("3", "4"), opened=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("**Pears** are sweet", "Pears are sweet"),
+        ("**Budget**: Determine it.", "Budget"),
+        ("Node.js and more. Really", "Node.js and more"),
+        ("Sunday with friends.", "Sunday with friends"),
+    ],
+)
+def test_skeleton_titles_are_the_first_clause_without_emphasis(line, title):
+    text = f" {line}\n2. Other\n3. **\n\n"
+    ((_, event),) = events("skeleton", text, ALL[0](), seed="1.")
+    assert isinstance(event, ForkSeen)
+    assert [path.title for path in event.names] == [title, "Other"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from vocabularies import ALL, tags
 from vllm_parallel_think.__main__ import main
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.graph import Kind
-from vllm_parallel_think.core.profile import load_profile, parse_profile
+from vllm_parallel_think.core.profile import Profile, load_profile, parse_profile
 from vllm_parallel_think.core.trace import GrammarError, PieceVocabulary, Trace, trace
 
 
@@ -77,7 +78,7 @@ def test_words_and_tags_are_counted_without_a_tokenizer():
 
 
 def test_outline_that_ends_without_a_tag_is_found_by_the_first_heading():
-    heads = "\n**1. Apples**\n\nRed.\n\n\n**2. Pears**\n\nGreen.\n\nIn short, x"
+    heads = "\n**1. Apples**\n\nThis a.\n\n**2. Pears**\n\nThis b.\n\nIn short, x"
     for outline in (" Apples\n2. Pears", " Apples\n2. Pears\n", " Apples\n2. Pears\n3. Half a l"):
         result = trace(f"Short outline:\n1.{outline}{heads}", load_profile("skeleton"))
         labels = [branch.label for branch in result.branches]
@@ -88,7 +89,84 @@ def test_outline_that_ends_without_a_tag_is_found_by_the_first_heading():
 
 def test_numbered_text_after_a_grammar_that_forks_once_is_text():
     text = TEXTS["skeleton"] + "\n\n1. a\n2. b\n\nend"
-    assert trace(text, load_profile("skeleton")).summary["forks"] == 1
+    result = trace(text, ending("skeleton"))
+    assert result.summary["forks"] == 1 and result.notes == ()
+    assert result.branches[-1].text == " fruit.\n\n\n1. a\n2. b\n\nend"
+
+
+def ending(name: str, *tags: str | int) -> Profile:
+    """Return a built-in profile in which these tags, if any, end the answer."""
+    profile = load_profile(name)
+    return replace(profile, join=replace(profile.join, end=tags))
+
+
+class TestConclusionEnd:
+    """What is read behind a conclusion that ends the answer."""
+
+    @pytest.mark.parametrize("vocabulary", ALL)
+    def test_in_nested_conclusions_and_paths_ends_nothing_INV2(self, vocabulary):
+        scripts = {**DEEP, "0.2": DEEP["0.2"].rstrip()}
+        profile = ending("multiverse", "</Parallel>")
+        player = Player(profile, scripts, vocabulary=vocabulary(), prompt="").run()
+        result = trace(player.text, profile, player.vocabulary)
+        assert_same(result, player)
+        assert result.notes == () and len(result.branches) == 7
+
+    @pytest.mark.parametrize("tail", ["\n", "\n\n", " "])
+    def test_white_space_behind_it_is_noted_and_not_counted(self, tail):
+        result = trace(TEXTS["skeleton"] + tail, load_profile("skeleton"))
+        plain = trace(TEXTS["skeleton"], load_profile("skeleton"))
+        assert plain.notes == () and plain.branches[-1].text == " fruit.\n"
+        assert result.branches == plain.branches
+        assert result.summary == plain.summary
+        note = f"line 15, column 1: the engine ends the answer here, not with {tail!r}"
+        assert result.notes == (note,)
+
+    def test_answer_without_it_ended_at_its_end_of_sequence(self):
+        result = trace(TEXTS["skeleton"].rstrip(), load_profile("skeleton"))
+        assert result.branches[-1].text == " fruit." and result.notes == ()
+
+    @pytest.mark.parametrize("tag", ["</Conclusion>", "</Parallel>", "\n"])
+    def test_may_leave_the_blocks_own_tags_open(self, tag):
+        full = TEXTS["multiverse"]
+        text = full[: full.index(tag, full.index("<Conclusion>\n") + 13) + len(tag)]
+        result = trace(text, ending("multiverse", tag))
+        assert [b.label for b in result.branches] == ["trunk", "path 1", "path 2", "conclusion"]
+        with pytest.raises(GrammarError, match="text behind the end of the answer"):
+            trace(text + " more", ending("multiverse", tag))
+
+    def test_may_not_leave_a_block_open_that_the_conclusion_began(self):
+        text = TEXTS["multiverse"].replace("\ntext", "\n<Parallel> END")
+        with pytest.raises(GrammarError, match="the text ends inside <Parallel>"):
+            trace(text, ending("multiverse", "END"))
+
+    def test_in_a_trunk_that_forks_nothing_is_text(self):
+        (branch,) = trace("a\nb\nc", ending("multiverse", "\n")).branches
+        assert branch.text == "a\nb\nc"
+
+    def test_begins_in_generated_text(self):
+        """The tag's first half is forced, which does not count."""
+        result = trace(TEXTS["multiverse"], ending("multiverse", ">\nc"))
+        assert result.branches[-1].text.endswith("</Parallel>\ntext")
+
+    @pytest.mark.parametrize("extra", ["</Parallel>", "<Goal>"])
+    def test_is_found_where_it_is_part_of_another_tag(self, extra):
+        text = TEXTS["multiverse"].replace("</Conclusion>\n</Parallel>\ntext", f"so {extra[:3]}")
+        result = trace(text, ending("multiverse", extra[:3]))
+        assert result.branches[-1].text.endswith(f"so {extra[:3]}")
+        with pytest.raises(GrammarError, match="text behind the end of the answer"):
+            trace(text + extra[3:], ending("multiverse", extra[:3]))
+
+    def test_given_as_token_id_needs_the_tokenizer(self):
+        vocabulary = tags()
+        (tag,) = vocabulary.encode("END")
+        profile = ending("multiverse", tag)
+        with pytest.raises(OptionError, match="name the tokenizer"):
+            trace(TEXTS["multiverse"], profile)
+        text = TEXTS["multiverse"] + "\nEND"
+        assert trace(text, profile, vocabulary).branches[-1].text.endswith("END")
+        with pytest.raises(GrammarError, match="text behind the end of the answer"):
+            trace(text + " x", profile, vocabulary)
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -272,11 +350,23 @@ BAD = {
     ),
     "skeleton, heading missing": (
         *("skeleton", "Short outline:\n1. Apples\n2. Pears\n\nNow then"),
-        *("path '1' is missing", 5, 1, "'Now then'", "'**1. Apples**'"),
+        *("path '1' is missing", 5, 1, "'Now then'", "'**1. Apples**\\n\\nThis'"),
     ),
     "skeleton, conclusion missing": (
         *("skeleton", TEXTS["skeleton"].replace("In short,", "So,")),
-        *("the conclusion is missing", 15, 1, "'So, fruit.'", "'In short,'"),
+        *("the conclusion is missing", 14, 1, "'So, fruit.'", "'\\nIn short,'"),
+    ),
+    "skeleton, second line in a path": (
+        *("skeleton", TEXTS["skeleton"].replace("is red.\n", "is red.\nAnd sweet.\n")),
+        *("path '2' is missing", 9, 1, "'And sweet.'", "'**2. Pears**\\n\\nThis'"),
+    ),
+    "skeleton, path without its first word": (
+        *("skeleton", TEXTS["skeleton"].replace("This is green", "It is green")),
+        *("path '2' is missing", 10, 1, "'**2. Pears**'", "'**2. Pears**\\n\\nThis'"),
+    ),
+    "skeleton, text behind the conclusion": (
+        *("skeleton", TEXTS["skeleton"] + "\n1. a\n2. b\n\nend"),
+        *("text behind the end of the answer", 16, 1, "'1. a'", "end of text"),
     ),
 }
 

@@ -86,7 +86,7 @@ def test_stream_arrives_while_it_is_written(server: Server, whole: Answer) -> No
 
 
 def test_completions_of_several_prompts(server: Server) -> None:
-    body = {"prompt": ["Three fruits?\n", "Three towns?\n"], "max_tokens": 40, "temperature": 0}
+    body = {"prompt": ["Three fruits?\n", "Three towns?\n"], "max_tokens": 20, "temperature": 0}
     body |= {"n": 1, "return_token_ids": True, "vllm_xargs": {"pt_path_tokens": 16}}
     whole = server.post("/v1/completions", **body).json()
     summaries = whole["kv_transfer_params"]["parallel_think"]
@@ -174,7 +174,7 @@ def test_stop_token_inside_a_branch(server: Server, whole: Answer) -> None:
 
 
 def test_ignore_eos_runs_to_the_limit(server: Server, plain: Answer) -> None:
-    limit = len(plain.tokens) + 40
+    limit = len(plain.tokens) + 15
     assert plain.finish == "stop"
     for xargs in (OFF, {**XARGS, "parallel_think": "endless"}):
         (answer,) = server.ask(ignore_eos=True, max_tokens=limit, vllm_xargs=xargs)
@@ -183,13 +183,20 @@ def test_ignore_eos_runs_to_the_limit(server: Server, plain: Answer) -> None:
     assert answer.summary["forks"] == 1
 
 
-def test_penalties_act(server: Server, whole: Answer) -> None:
-    penalties = {"presence_penalty": 2.0, "frequency_penalty": 2.0, "repetition_penalty": 1.3}
+@pytest.mark.slow
+def test_penalties_act(server: Server) -> None:
+    """On a text long enough to repeat itself where nothing holds it back."""
+    penalties = {"presence_penalty": 2.0, "frequency_penalty": 1.0, "repetition_penalty": 1.3}
+    body = {"vllm_xargs": {**XARGS, "parallel_think": "endless"}, "max_tokens": 110}
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(server.ask, max_tokens=70, **{k: v}) for k, v in penalties.items()]
-        for (name, _), future in zip(penalties.items(), asked, strict=True):
+        free = pool.submit(server.ask, **body)
+        held = {
+            name: pool.submit(server.ask, **body, **{name: penalties[name]}) for name in penalties
+        }
+        for name, future in held.items():
             (answer,) = future.result()
-            assert answer.tokens != whole.tokens[:70], name
+            assert answer.tokens != free.result()[0].tokens, name
+            assert answer.summary["forks"] == 1
             assert answer.num_reported == len(answer.tokens) == len(answer.logprobs)
 
 
@@ -221,6 +228,7 @@ def test_seed_and_choices(server: Server) -> None:
     server.wait_idle()
 
 
+@pytest.mark.slow
 def test_sampled_branches_differ(server: Server) -> None:
     (answer,) = server.ask(temperature=1.2, seed=3, max_tokens=200)
     assert answer.summary["paths"] >= 2
@@ -278,6 +286,7 @@ def test_client_that_leaves(server: Server, whole: Answer) -> None:
     assert server.ask()[0].tokens == whole.tokens
 
 
+@pytest.mark.slow
 def test_many_at_once(server: Server, whole: Answer, plain: Answer) -> None:
     with ThreadPoolExecutor(16) as pool:
         branched = [pool.submit(server.ask, stream=i % 2 == 0) for i in range(4)]

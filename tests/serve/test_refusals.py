@@ -102,6 +102,7 @@ def test_wrong_combinations(
     assert OFF in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -336,7 +336,8 @@ class Group:
     def live_view(self) -> list[dict[str, Any]] | None:
         """Return where every path of the latest block stands, if the client asked to see that.
 
-        Counts and tails, not differences: a client that misses one of these misses nothing.
+        Counts and tails, not differences: a client that misses one of these misses nothing. What
+        the paths of an inner block write is shown at its join.
         """
         if not self._options.live or self._latest_fork is None:
             return None
@@ -345,16 +346,17 @@ class Group:
     def _show(self, lane: Lane) -> dict[str, Any]:
         tail: list[int] = []
         for node in reversed(lane.all_nodes):
-            if len(tail) < LIVE_TOKENS:
-                first = max(node.num_given, len(node.tokens) - LIVE_TOKENS + len(tail))
-                tail = node.tokens[first:] + tail
+            if (missing := LIVE_TOKENS - len(tail)) > 0:
+                first = max(node.num_given, len(node.tokens) - missing)
+                pending = node.tokens[node.num_hidden : node.num_hidden + node.num_pending]
+                tail = pending + node.tokens[first:] + tail
         piece = self._grammar.vocabulary.piece
         return {
             "path": lane.name,
             "title": lane.title,
             "tokens": sum(node.num_sampled for node in lane.all_nodes),
             "done": lane.complete,
-            "tail": "".join(map(piece, tail)),
+            "tail": "".join(map(piece, tail[-LIVE_TOKENS:])),
         }
 
     def summary(self) -> dict[str, Any]:

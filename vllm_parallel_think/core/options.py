@@ -156,7 +156,7 @@ def parse_request(
     if join not in (None, "kv", "reprefill"):
         raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {join!r}")
     live = values.get("pt_live", False)
-    if live not in (0, 1):
+    if live not in (0, 1) or not isinstance(live, int):
         raise OptionError(f"vllm_xargs.pt_live must be true or false; got {live!r}")
     return RequestOptions(
         profile=None if name == "off" else name,

@@ -197,6 +197,8 @@ class Scanner:
             return ()
         found: dict[str, PathName] = {}
         for match in self._names.finditer(text):
-            title = match[2] if self._names.groups >= 2 else ""
-            found.setdefault(match[1], PathName(match[1], title.strip().strip("*:").strip()))
+            titled = self._names.groups >= 2
+            title = match[2].replace("*", "").strip() if titled else ""
+            if title or not titled:
+                found.setdefault(match[1], PathName(match[1], title))
         return tuple(found.values())

@@ -3,10 +3,12 @@
 The text is read as if the engine had written it without limits: whatever may fork by the profile
 does. Blocks that may not (a single path, or nested deeper than the grammar goes) count as plain
 text of the branch they stand in, as they do in the engine, but must have the grammar's form all the
-same. Once the text is understood, a :class:`~vllm_parallel_think.core.group.Group` replays it, so
-that positions and figures are the engine's own. Two things a text does not show: whether a path's
-end tag was forced because a budget ran out (it counts as generated), and end-of-sequence tokens
-(they are not counted).
+same. An answer that the profile ends with its conclusion (``[join] end``) ends there: white space
+behind that tag is noted, as a token may carry it along, and anything else breaks the grammar. Once
+the text is understood, a :class:`~vllm_parallel_think.core.group.Group` replays it, so that
+positions and figures are the engine's own. Two things a text does not show: whether a path's end
+tag was forced because a budget ran out (it counts as generated), and end-of-sequence tokens (they
+are not counted).
 """
 
 from __future__ import annotations
@@ -156,7 +158,7 @@ def _all_tags(profile: Profile) -> Iterator[str | int]:
     fork, path, join = profile.fork, profile.path, profile.join
     for tags in (fork.trigger, fork.after, path.start, path.end, path.close, path.after):
         yield from tags
-    for tags in (join.start, join.first_only, profile.opening):
+    for tags in (join.start, join.first_only, join.end, profile.opening):
         yield from tags
     yield from (tag for tag in (fork.open, fork.names_after, path.open) if tag is not None)
 
@@ -191,7 +193,9 @@ def _for_reading(profile: Profile, vocabulary: Vocabulary) -> Profile:
         open=text(path.open),
         max_tokens=None,
     )
-    join = replace(join, start=texts(join.start), first_only=texts(join.first_only))
+    join = replace(
+        join, start=texts(join.start), first_only=texts(join.first_only), end=texts(join.end)
+    )
     early = profile.fork.on_end or profile.fork.when_full or profile.fork.max_outline_tokens
     return replace(
         profile,
@@ -300,27 +304,43 @@ class _Reader:
         steps: list[_Step] = []
         while True:
             start = self._pos
-            scanner = self._grammar.scanner(in_path=depth > 0, max_names=_PLENTY, seed=seed)
-            fork = self._run(scanner, frames, depth)
+            concludes = bool(steps) and depth == 0
+            scanner = self._grammar.scanner(
+                in_path=depth > 0, concludes=concludes, max_names=_PLENTY, seed=seed
+            )
+            fork = self._run(scanner, self._ends(depth, concludes), frames, depth)
             text = self._text[start : self._pos]
             if fork is None:
+                if depth == 0:
+                    self._check_nothing_behind()
                 return [*steps, _Step(text, None)]
             steps.append(_Step(text, self._block(*fork, frames, depth)))
             seed = ""
 
+    def _ends(self, depth: int, concludes: bool) -> tuple[str, ...]:
+        """Return the tags that end a branch, as the engine's scanner looks for them."""
+        rule = self._profile
+        return tuple(map(str, rule.path.end if depth else rule.join.end if concludes else ()))
+
     def _run(
-        self, scanner: Scanner, frames: list[_Frame], depth: int
+        self, scanner: Scanner, ends: Sequence[str], frames: list[_Frame], depth: int
     ) -> tuple[tuple[PathName, ...], bool] | None:
         """Read up to the next fork (its names, and whether no tag shows it) or the lane's end."""
-        heading = self._heading(depth)
+        start, heading = self._pos, self._heading(depth)
+        outer = list(frames)
         while self._pos < len(self._text):
             offset = self._pos
-            piece = self._next_piece(heading)
+            piece = self._next_piece(self._first_end(ends, start), heading)
             if piece in self._tags.all:
                 self._visit(piece, offset, frames)
             event = scanner.feed(len(self._pieces) - 1)
             if isinstance(event, BranchEnd):
-                self._check_path(piece, offset, frames)
+                if depth:
+                    self._check_path(piece, offset, frames)
+                elif any(frames[-1] is frame for frame in outer):  # the block's own may stay open
+                    self._check_complete(frames[-1], self._pos)
+                else:
+                    self._check_end(frames, depth)
                 return None
             if isinstance(event, ForkSeen):
                 if self._may_fork(event, depth):
@@ -335,13 +355,17 @@ class _Reader:
         self._check_end(frames, depth)
         return None
 
-    def _next_piece(self, heading: int | None) -> str:
+    def _first_end(self, ends: Sequence[str], start: int) -> int | None:
+        """Return where the next tag that ends the branch is complete, be it part of another tag."""
+        found = ((tag, self._text.find(tag, max(start, self._pos - len(tag) + 1))) for tag in ends)
+        return min((at + len(tag) for tag, at in found if at >= 0), default=None)
+
+    def _next_piece(self, *stops: int | None) -> str:
         found = self._tags.lexer.search(self._text, self._pos)
         end = len(self._text) if found is None else found.start() or found.end()
         if found is not None and found.start() == self._pos:
             end = found.end()
-        if heading is not None and self._pos < heading:
-            end = min(end, heading)
+        end = min([end, *(stop for stop in stops if stop is not None and self._pos < stop)])
         piece = self._text[self._pos : end]
         self._pos = end
         self._pieces.append(piece)
@@ -547,6 +571,17 @@ class _Reader:
             reason = f"the text ends inside {inside} of line {line}, column {column}"
             raise self._error(reason, allowed)
         self._check_complete(top, self._pos)
+
+    def _check_nothing_behind(self) -> None:
+        """Note white space behind the tag that ends the answer; refuse anything else."""
+        rest = self._text[self._pos :]
+        if rest.strip():
+            raise self._error("text behind the end of the answer", ["end of text"])
+        if rest:
+            line, column = self._place(self._pos)
+            self.notes.append(
+                f"line {line}, column {column}: the engine ends the answer here, not with {rest!r}"
+            )
 
     # -- text ------------------------------------------------------------------------------------
 
