@@ -2,7 +2,7 @@
 
 The scheduler sends a request's summary in ``kv_transfer_params["parallel_think"]``, which vLLM puts
 into the response of a request with one choice. With several choices it becomes a list here, one
-entry a choice (``None`` for a choice without a summary); a stream ends with one more chunk that
+entry a choice (``None`` for a choice without a summary); in a stream the chunk that ends a choice
 carries the list in either case. Installed only in a configured server.
 """
 
@@ -115,10 +115,8 @@ def _summarised(owner: type, original: Callable[..., Any]) -> Callable[..., Any]
         async with aclosing(original(*call.args, **call.kwargs)) as chunks:
             async for chunk in chunks:
                 first = first or chunk
-                if chunk == _DONE and any(summary is not None for summary in summaries):
-                    yield _extra_chunk(first, CONFIG_KEY, summaries)
-                yield chunk
-                if views:
+                yield _with_summaries(chunk, summaries) if ours else chunk
+                if views and chunk != _DONE:
                     yield _extra_chunk(first, LIVE_KEY, views.pop())
 
     return stream
@@ -156,6 +154,19 @@ async def _watch_paths(
         if view is not None:
             views[:] = [view]
         yield item
+
+
+def _with_summaries(chunk: str, summaries: list[Summary | None]) -> str:
+    """Add the summaries to a chunk that ends a choice; others pass as they are.
+
+    A chunk of its own would have no choices, and clients that read ``choices[0]`` would fail on it.
+    """
+    if '"finish_reason":' not in chunk or '"finish_reason":null' in chunk:
+        return chunk
+    if all(summary is None for summary in summaries):
+        return chunk
+    values = json.loads(chunk.removeprefix("data: "))
+    return f"data: {json.dumps({**values, CONFIG_KEY: summaries}, ensure_ascii=False)}\n\n"
 
 
 def _extra_chunk(first: str, key: str, value: Any) -> str:

@@ -258,7 +258,7 @@ def _from_response(response: Any) -> list[Answer]:
 
 def _from_stream(stream: Any) -> list[Answer]:
     """Read a stream to its end; nothing may come twice that ends or counts something."""
-    ids, parts, ends, extra = set(), {}, {}, []
+    ids, parts, ends, extra, summaries = set(), {}, {}, [], []
     for chunk in stream:
         ids.add(chunk.id)
         if not chunk.choices:
@@ -268,13 +268,13 @@ def _from_stream(stream: Any) -> list[Answer]:
             if choice.finish_reason is not None:
                 assert choice.index not in ends
                 ends[choice.index] = choice
+                summaries += [getattr(chunk, "parallel_think", None)]
     logprobs = {
         index: [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
         for index, choices in parts.items()
     }
     (usage,) = [chunk.usage for chunk in extra if chunk.usage is not None]
-    summaries = [chunk.parallel_think for chunk in extra if chunk.usage is None]
-    assert len(summaries) <= 1
+    summaries = [summary for summary in summaries if summary is not None][-1:]
     return [
         Answer(
             ids=frozenset(ids),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -77,8 +78,9 @@ def test_stream_arrives_while_it_is_written(server: Server, whole: Answer) -> No
     assert lines[-1] == "data: [DONE]"
     first, *middle, last = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert len(middle) > whole.summary["critical_path_tokens"] / 2
-    assert all(chunk["choices"] for chunk in middle)
-    assert last["choices"] == []
+    assert all(chunk["choices"] for chunk in (first, *middle, last))
+    assert all("parallel_think" not in chunk for chunk in middle)
+    assert last["choices"][0]["finish_reason"] == whole.finish
     assert last["parallel_think"] == [whole.summary]
     for key in ("id", "object", "created", "model"):
         assert last[key] == first[key]
@@ -112,8 +114,9 @@ def test_completions_of_several_prompts(server: Server) -> None:
     assert texts == [choice["text"] for choice in whole["choices"]]
     (usage,) = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
     assert usage.items() <= whole["usage"].items()
-    assert chunks[-1]["parallel_think"] == summaries
-    assert chunks[-1]["id"] == chunks[0]["id"]
+    ends = [chunk["parallel_think"] for chunk in chunks if "parallel_think" in chunk]
+    assert len(ends) == 2
+    assert ends[-1] == summaries
 
 
 def test_responses_and_messages(server: Server) -> None:
@@ -306,3 +309,19 @@ def test_many_at_once(server: Server, whole: Answer, plain: Answer) -> None:
         for future in others:
             assert future.result()[0].finish in ("stop", "length")
     server.wait_idle()
+
+
+def test_live_chunks_show_all_paths_grow(server: Server, whole: Answer) -> None:
+    """``pt_live``: later paths are seen before their turn in the text; the text stays the same."""
+    body = {"model": MODEL_NAME, "messages": FRUITS, "max_tokens": 120, "temperature": 0}
+    body |= {"stream": True, "vllm_xargs": {**XARGS, "pt_live": True}}
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    chunks = [json.loads(line) for line in lines[:-1]]
+    views = [chunk["parallel_think_live"] for chunk in chunks if "parallel_think_live" in chunk]
+    assert any(all(path["tokens"] for path in view) and not view[0]["done"] for view in views)
+    for before, after in itertools.pairwise(views):
+        assert all(a["tokens"] >= b["tokens"] for b, a in zip(before, after, strict=True))
+    assert all(path["done"] and path["tail"] for path in views[-1])
+    text = "".join(c["delta"].get("content") or "" for k in chunks for c in k["choices"])
+    assert text == whole.text
