@@ -31,7 +31,6 @@ def to_output(
     root: Request,
     emission: Emission,
     summary: dict[str, Any] | None,
-    live: list[dict[str, Any]] | None = None,
 ) -> EngineCoreOutput:
     """Turn what a group releases into an output under the client's request id."""
     if emission.payload is None:
@@ -42,12 +41,15 @@ def to_output(
     else:
         output = _readdressed(root, emission)
     if summary is not None:
-        output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: summary}
-        if live is not None:
-            output.kv_transfer_params[LIVE_KEY] = live
+        attach(output, CONFIG_KEY, summary)
     if emission.finish is not None:
         _finish(output, emission.finish)
     return output
+
+
+def attach(output: EngineCoreOutput, key: str, value: Any) -> None:
+    """Add a field that reaches the client beside the tokens."""
+    output.kv_transfer_params = {**(output.kv_transfer_params or {}), key: value}
 
 
 def failed(root: Request, message: str, summary: dict[str, Any] | None) -> EngineCoreOutput:

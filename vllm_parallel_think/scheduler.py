@@ -29,7 +29,7 @@ from .branches import branch_request
 from .core.errors import OptionError
 from .core.graph import Kind, State
 from .core.group import Cause, Chunk, Group, Limits, Verdict
-from .core.options import parse_request
+from .core.options import CONFIG_KEY, parse_request
 from .core.scan import Grammar
 from .families import Branch, Family, FamilyTable
 from .headers import HeaderBook
@@ -39,6 +39,9 @@ from .settings import Settings
 from .vocabulary import TokenizerVocabulary
 
 logger = init_logger(__name__)
+
+SUMMARY_EVERY = 64
+"""Of outputs released in one step, every so many carry the summary."""
 
 _COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
 """Ends after which all tokens of a branch are in the KV cache."""
@@ -60,7 +63,9 @@ class GroupSchedulerMixin(Scheduler):
         self._headers = HeaderBook(self.block_size)
         self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
         self._num_requests_made = 0
-        self._preempted_member = False
+        self._preempted_member = self._preempted_other = False
+        ends = self.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
+        self._eos_tokens = {ends} if isinstance(ends, int) else set(ends or ())
         self._keep_branches_out_of_prefix_cache()
 
     # -- requests in ---------------------------------------------------------------------------
@@ -78,6 +83,10 @@ class GroupSchedulerMixin(Scheduler):
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None or request.resumable:
             return None
+        if request.mm_features or request.prompt_embeds is not None:
+            return None  # a replay computes token ids only
+        if self._families.family(request.request_id) is not None:
+            return None
         try:
             options = parse_request(
                 params.extra_args, self._settings.options, self._grammars, self._settings.default
@@ -93,6 +102,9 @@ class GroupSchedulerMixin(Scheduler):
         except OptionError as error:
             # The front end answers such a request with HTTP 400; other ways in get a plain request.
             logger.warning("request %s runs without branches: %s", request.request_id, error)
+            return None
+        except Exception:  # a fault of one group must not end the engine
+            logger.exception("request %s runs without branches", request.request_id)
             return None
         if not self._open(request, group):
             return None
@@ -142,7 +154,7 @@ class GroupSchedulerMixin(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         if not self._families and self._headers.idle:
             return super().schedule(throttle_prefills)
-        self._preempted_member = False
+        self._preempted_member = self._preempted_other = False
         if self._unpark():
             # Newcomers would take the room that a family which gave way is waiting for.
             newcomers = self.waiting
@@ -189,6 +201,7 @@ class GroupSchedulerMixin(Scheduler):
     ) -> None:
         branch = self._families.branch(request.request_id)
         if branch is None or not branch.family.group.branched:
+            self._preempted_other = True
             super()._preempt_request(request, timestamp, drop_stale_output)
             return
         self._preempted_member = True
@@ -238,10 +251,12 @@ class GroupSchedulerMixin(Scheduler):
 
         A member that was preempted in this very step found no room beside what groups hold. Let in
         again it would only get as far as before, step after step, so that counts although its last
-        output is still under way.
+        output is still under way. When anybody else was preempted, blocks came free after members
+        were looked at: the next step goes on.
         """
         return (
             not self.running
+            and not self._preempted_other
             and bool(self.kv_holding_waiting)
             and self._pause_state != PauseState.PAUSED_ALL
             and (
@@ -289,7 +304,11 @@ class GroupSchedulerMixin(Scheduler):
             if not idle and free < family.group.blocks_needed:
                 return True
             family.parked = False
-            self._submit_ready(family)
+            try:
+                self._submit_ready(family)
+            except Exception as error:  # a fault of one group must not end the engine
+                logger.exception("request %s failed", family.root.request_id)
+                family.error = f"internal error: {error}"
         return False
 
     def reset_prefix_cache(
@@ -320,11 +339,14 @@ class GroupSchedulerMixin(Scheduler):
         branch = self._families.branch(request.request_id)
         if branch is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
+        status = request.status
         try:
             return self._feed(branch, new_token_ids, is_stale)
         except Exception as error:  # a fault of one group must not end the engine
             logger.exception("request %s failed", branch.family.root.request_id)
             branch.family.error = f"internal error: {error}"
+            # A request that counts as finished already would never be taken out of the queues.
+            request.status = status
             return [], False
 
     def _feed(
@@ -344,7 +366,7 @@ class GroupSchedulerMixin(Scheduler):
                 request.status = RequestStatus.FINISHED_STOPPED
                 return kept, True
             taken, stopped = update([token])
-            if stopped and self._is_eos(request, token):
+            if stopped and self._is_eos(branch, token):
                 group.end(node, Cause.EOS)
                 # Only the token that ends the whole answer belongs to it.
                 return kept + (taken if group.finish is not None and not node.depth else []), True
@@ -366,12 +388,17 @@ class GroupSchedulerMixin(Scheduler):
                 return kept, True
         return kept, False
 
-    @staticmethod
-    def _is_eos(request: Request, token: int) -> bool:
-        assert request.sampling_params is not None
-        return (
-            request.status == RequestStatus.FINISHED_STOPPED
-            and token == request.sampling_params.eos_token_id
+    def _is_eos(self, branch: Branch, token: int) -> bool:
+        """Whether a branch ended by an end-of-sequence token.
+
+        vLLM keeps one such token apart and puts the others of the model's generation configuration
+        among the client's stop tokens. In a path they all end the path, not the answer.
+        """
+        params = branch.request.sampling_params
+        assert params is not None
+        return branch.request.status == RequestStatus.FINISHED_STOPPED and (
+            token == params.eos_token_id
+            or (branch.node.depth > 0 and not params.ignore_eos and token in self._eos_tokens)
         )
 
     def _free_request(
@@ -412,7 +439,7 @@ class GroupSchedulerMixin(Scheduler):
         touched = self._collect(outputs)
         for family in touched:
             try:
-                released = self._advance(family)
+                released = self._advance(family) if family.error is None else []
             except Exception as error:  # a fault of one group must not end the engine
                 logger.exception("request %s failed", family.root.request_id)
                 family.error = f"internal error: {error}"
@@ -455,25 +482,41 @@ class GroupSchedulerMixin(Scheduler):
                     self._ledger.release(node)
                     group.sealed(node, kept=False)
             self._submit_ready(family)
-        released = []
+        released: list[EngineCoreOutput] = []
+        summary = live = None
         for emission in group.release():
+            if summary is None:
+                summary, live = group.summary(), group.live_view()
             final = emission.finish is not None
             if not group.branched and emission.payload is not None:
                 output = emission.payload
                 if final:
                     output.kv_transfer_params = {
                         **(output.kv_transfer_params or {}),
-                        "parallel_think": group.summary(),
+                        CONFIG_KEY: summary,
                     }
             else:
-                show = group.branched or final
-                output = delivery.to_output(
-                    family.root, emission, group.summary() if show else None, group.live_view()
-                )
+                # A stop string may end the answer at any of these, so the summary comes often; a
+                # path that was held back is released by the thousand, so not with every one.
+                show = final or (group.branched and len(released) % SUMMARY_EVERY == 0)
+                output = delivery.to_output(family.root, emission, summary if show else None)
+                if not group.branched:
+                    self._move_prefill_stats(group, output)
             released.append(output)
+        if live is not None and released:
+            delivery.attach(released[-1], delivery.LIVE_KEY, live)
+            delivery.attach(released[-1], CONFIG_KEY, summary)
         if group.finished:
             self._end(family)
         return released
+
+    @staticmethod
+    def _move_prefill_stats(group: Group, opening: EngineCoreOutput) -> None:
+        """Put what vLLM reports once, with a request's first output, on the opening in front."""
+        if group.trunk.outbox:
+            first = group.trunk.outbox[0].payload
+            opening.prefill_stats, first.prefill_stats = first.prefill_stats, None
+            opening.events, first.events = first.events, None
 
     def _submit_ready(self, family: Family) -> None:
         group = family.group

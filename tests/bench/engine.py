@@ -9,6 +9,8 @@ from typing import Any
 
 # Read by vLLM when it is imported, and by the OpenMP runtime when torch is.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Without it vLLM serves an engine in this process with a single thread.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

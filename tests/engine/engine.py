@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,13 +39,23 @@ class Snapshot:
 
 
 def _register_kernels_once() -> None:
-    """Let a second engine start in this process.
+    """Let an engine start in a process that has loaded Numba, and a second one after it.
 
     vLLM replaces its Triton kernels on a CPU at every engine start, by a scan over all modules that
-    fails on llvmlite's function wrappers once Numba is loaded. The kernels are replaced already.
+    fails on llvmlite's function wrappers. One scan is enough, and it need not see those.
     """
-    if dispatcher._registry:
-        dispatcher.register_kernels = lambda overrides: None
+    register_kernels = dispatcher.register_kernels
+
+    def register_once(overrides: Any) -> None:
+        if dispatcher._registry:
+            return
+        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if "llvmlite" in name}
+        try:
+            register_kernels(overrides)
+        finally:
+            sys.modules.update(hidden)
+
+    dispatcher.register_kernels = register_once
 
 
 class Engine:

@@ -387,6 +387,8 @@ class Group:
         reason = self._fork_refusal(node, seen)
         if reason is not None:
             self.fallbacks[reason] += 1
+            if self._profile.fork.once and node.scanner is not None:
+                node.scanner.stop_forks()
         return reason is None
 
     def _fork_refusal(self, node: Node, seen: ForkSeen) -> str | None:

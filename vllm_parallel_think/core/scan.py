@@ -172,6 +172,10 @@ class Scanner:
         )
         self._text = ""
 
+    def stop_forks(self) -> None:
+        """Look for the branch's end only, from now on."""
+        self._forks = self._reads_names = False
+
     def at_end(self) -> ForkSeen | None:
         """Return the fork that an end-of-sequence token stands for, if the grammar has that."""
         if not self._rule.on_end or not self._forks:
@@ -182,7 +186,9 @@ class Scanner:
     def _outline_is_full(self, piece: str) -> ForkSeen | None:
         rule = self._rule
         over = rule.max_outline_tokens is not None and self._num_tokens >= rule.max_outline_tokens
-        if not over and not (rule.when_full and "\n" in piece):
+        # Names are complete at the end of a line; looking at every token would cost ever more.
+        at_limit = self._num_tokens == rule.max_outline_tokens
+        if not at_limit and not ("\n" in piece and (over or rule.when_full)):
             return None
         names = self._read_names(self._text[: self._text.rfind("\n") + 1])
         if len(names) >= 2 and (over or len(names) >= self._max_names):
@@ -198,7 +204,7 @@ class Scanner:
         found: dict[str, PathName] = {}
         for match in self._names.finditer(text):
             titled = self._names.groups >= 2
-            title = match[2].replace("*", "").strip() if titled else ""
-            if title or not titled:
+            title = (match[2] or "").replace("*", "").strip() if titled else ""
+            if match[1] and (title or not titled):
                 found.setdefault(match[1], PathName(match[1], title))
         return tuple(found.values())
