@@ -52,6 +52,19 @@ def attach(output: EngineCoreOutput, key: str, value: Any) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), key: value}
 
 
+def merge(last: EngineCoreOutput, output: EngineCoreOutput) -> bool:
+    """Add an output's tokens to the one in front of it, if nothing but tokens would be lost."""
+    parts = (last, output)
+    if last.finished or any(p.new_logprobs is not None or p.events is not None for p in parts):
+        return False
+    if any(p.prefill_stats is not None or p.num_nans_in_logits for p in parts):
+        return False
+    last.new_token_ids = last.new_token_ids + output.new_token_ids
+    last.finish_reason, last.stop_reason = output.finish_reason, output.stop_reason
+    last.kv_transfer_params = output.kv_transfer_params or last.kv_transfer_params
+    return True
+
+
 def failed(root: Request, message: str, summary: dict[str, Any] | None) -> EngineCoreOutput:
     """Return the last output of a request that could not go on; text sent before stays valid.
 

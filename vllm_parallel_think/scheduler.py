@@ -40,9 +40,6 @@ from .vocabulary import TokenizerVocabulary
 
 logger = init_logger(__name__)
 
-SUMMARY_EVERY = 64
-"""Of outputs released in one step, every so many carry the summary."""
-
 _COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
 """Ends after which all tokens of a branch are in the KV cache."""
 
@@ -420,7 +417,8 @@ class GroupSchedulerMixin(Scheduler):
         """Hold a finished node's blocks, if somebody may attend to them and they are all there."""
         family, node = branch.family, branch.node
         complete = branch.request.status in _COMPLETE and node.state is State.DONE
-        if family.ended or not complete or not family.group.branched:
+        final = family.ended or family.group.finish is not None
+        if final or not complete or not family.group.branched:
             return
         needed = family.group.blocks_of(node)
         kept = len(own) >= needed
@@ -496,16 +494,15 @@ class GroupSchedulerMixin(Scheduler):
                         CONFIG_KEY: summary,
                     }
             else:
-                # A stop string may end the answer at any of these, so the summary comes often; a
-                # path that was held back is released by the thousand, so not with every one.
-                show = final or (group.branched and len(released) % SUMMARY_EVERY == 0)
+                show = group.branched or final
                 output = delivery.to_output(family.root, emission, summary if show else None)
                 if not group.branched:
                     self._move_prefill_stats(group, output)
-            released.append(output)
+            # A path that was held back is released by the thousand tokens.
+            if not (released and delivery.merge(released[-1], output)):
+                released.append(output)
         if live is not None and released:
             delivery.attach(released[-1], delivery.LIVE_KEY, live)
-            delivery.attach(released[-1], CONFIG_KEY, summary)
         if group.finished:
             self._end(family)
         return released

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -112,27 +113,27 @@ def test_forced_preemption_changes_no_key(
     engine.assert_all_blocks_free()
 
 
-def test_small_pool_makes_families_give_way(
-    hf_model: Any, make_engine: Any, tmp_path: Path
-) -> None:
-    """Families that do not fit side by side are replayed from their tokens, K/V and all."""
+def test_groups_that_gave_way_are_replayed(hf_model: Any, make_engine: Any, tmp_path: Path) -> None:
+    """A reset (sleep, new weights) takes all K/V: groups compute it again, node by node."""
     from vllm import SamplingParams
 
     grammar = IdGrammar(num_paths=3)
-    engine = make_engine(
-        options={"profile": grammar.write(tmp_path), "held_kv_fraction": 1.0},
-        block_size=16,
-        max_model_len=448,
-        num_gpu_blocks_override=30,
-    )
-    replays = []
-    give_way = engine.scheduler._give_way
-    engine.scheduler._give_way = lambda family: (replays.append(family), give_way(family))
-    engine.scheduler._has_room = lambda num_blocks: True
+    engine = make_engine(options={"profile": grammar.write(tmp_path)}, block_size=16)
+    scheduler, schedule = engine.scheduler, engine.scheduler.schedule
+    replays, steps = [], itertools.count(1)
+    give_way = scheduler._give_way
+
+    def resetting(*args: Any, **kwargs: Any) -> Any:
+        if next(steps) % 12 == 0:
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+        return schedule(*args, **kwargs)
+
+    scheduler._give_way = lambda family: (replays.append(family), give_way(family))
+    scheduler.schedule = resetting
     params = SamplingParams(max_tokens=110, temperature=0, extra_args={"pt_max_depth": 1})
     budget = Budget(max_tokens=110, max_depth=1)
-    for output in engine.generate(prompts(14, seed=3), params):
+    for output in engine.generate(prompts(6, seed=3), params):
         answer = Oracle(hf_model, grammar, budget).answer(output.prompt_token_ids)
         assert_equal(output, answer, engine.snapshot(output))
-    assert replays, "the pool was large enough for all"
+    assert replays, "no group held anything when the reset came"
     engine.assert_all_blocks_free()
