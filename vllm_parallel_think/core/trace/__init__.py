@@ -1,0 +1,29 @@
+"""Reading a finished answer: its tree, and the positions and figures the engine would give it.
+
+The text is read as if the engine had written it without limits: whatever may fork by the profile
+does. Blocks that may not (a single path, or nested deeper than the grammar goes) count as plain
+text of the branch they stand in, as they do in the engine, but must have the grammar's form all the
+same. An answer that the profile ends with its conclusion (``[join] end``) ends there: white space
+behind that tag is noted, as a token may carry it along, and anything else breaks the grammar. Once
+the text is understood, a :class:`~vllm_parallel_think.core.group.Group` replays it, so that
+positions and figures are the engine's own. Two things a text does not show: whether a path's end
+tag was forced because a budget ran out (it counts as generated), and end-of-sequence tokens (they
+are not counted).
+"""
+
+from .answer import Trace, trace
+from .errors import GrammarError
+from .pieces import PIECE_RULE, PieceVocabulary
+from .replay import Branch
+from .report import render, render_json
+
+__all__ = [
+    "PIECE_RULE",
+    "Branch",
+    "GrammarError",
+    "PieceVocabulary",
+    "Trace",
+    "render",
+    "render_json",
+    "trace",
+]

@@ -1,0 +1,62 @@
+"""A finished answer: read, replayed, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import OptionError
+from ..profile import Profile
+from ..scan import Vocabulary
+from .pieces import PieceVocabulary
+from .reader import Reader
+from .replay import Branch, Replay
+from .wording import all_tags, for_reading
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a finished answer is made of.
+
+    Attributes:
+        branches: Branches in the order of the text.
+        summary: Figures as :meth:`Group.summary` gives them.
+        num_sequential: Blocks that the model wrote one path after the other.
+        notes: Places where the text differs from what the engine would write, without harm.
+
+    """
+
+    branches: tuple[Branch, ...]
+    summary: dict[str, Any]
+    num_sequential: int
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the trace as plain values."""
+        return asdict(self)
+
+
+def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> Trace:
+    """Read a finished answer.
+
+    Args:
+        text: The answer, special tokens included, without the prompt.
+        profile: The grammar it follows.
+        vocabulary: Tokenizer to count with; :class:`PieceVocabulary` if ``None``.
+
+    Raises:
+        GrammarError: The text breaks the grammar.
+        OptionError: The profile names tags by token id, and there is no tokenizer to look them up.
+
+    """
+    if vocabulary is None and any(isinstance(tag, int) for tag in all_tags(profile)):
+        raise OptionError(f"profile {profile.name} has tags given as token ids: name the tokenizer")
+    known: Vocabulary = vocabulary or PieceVocabulary()
+    profile = for_reading(profile, known)
+    reader = Reader(text, profile)
+    steps = reader.read()
+    replay = Replay(profile, known)
+    branches = replay.run(steps)
+    return Trace(
+        tuple(branches), replay.group.summary(), reader.num_sequential, tuple(reader.notes)
+    )

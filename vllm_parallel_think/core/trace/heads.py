@@ -1,0 +1,65 @@
+"""Path heads: what each path starts with, and what is wrong where a text differs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..profile import Profile
+from ..scan import PathName
+from .cursor import Cursor
+from .errors import GrammarError
+from .tags import Tags
+from .wording import loose, text_of
+
+
+class Heads:
+    """The heads that a profile gives its paths, and errors about those in a text."""
+
+    def __init__(self, profile: Profile, tags: Tags, cursor: Cursor) -> None:
+        self._profile = profile
+        self._tags = tags
+        self._cursor = cursor
+
+    def text(self, name: PathName, index: int) -> str:
+        """Return what the engine writes in front of a block's path number ``index``, from 0."""
+        head = text_of(self._profile.path.start, name)
+        return head.removeprefix(text_of(self._profile.join.first_only)) if index else head
+
+    def pattern(self, index: int) -> re.Pattern[str]:
+        """Return what a path's head looks like, whatever its name; group 1 is the name, if any."""
+        head = self.text(PathName("{name}", "{title}"), index)
+        pattern = loose(head).replace(re.escape("{name}"), r"([^\s:<]+?)", 1)
+        return re.compile(pattern.replace(re.escape("{title}"), r"[^\n]*?"))
+
+    def wrong(
+        self, names: Sequence[PathName], index: int, offset: int | None = None
+    ) -> GrammarError:
+        """Say what is wrong where the path ``names[index]`` must start."""
+        offset = self._cursor.pos if offset is None else offset
+        allowed = [repr(self.text(names[index], index).strip())]
+        found = self.pattern(index).match(self._cursor.text, offset)
+        name = found[1] if found is not None and found.re.groups else None
+        if name is None or name == names[index].name:
+            reason = f"path {names[index].name!r} is missing"
+        elif name in {before.name for before in names[:index]}:
+            reason = f"duplicate path name {name!r}"
+        elif name in {later.name for later in names}:
+            reason = f"wrong path name {name!r}: path {names[index].name!r} comes first"
+        else:
+            reason = f"wrong path name {name!r}: no outline has it"
+        return self._cursor.error(reason, allowed, offset)
+
+    def surplus(self, names: Sequence[PathName], found: re.Match[str]) -> GrammarError:
+        """Say what is wrong with a path behind the last one of its block."""
+        allowed = [repr(text_of(self._profile.join.start))] if self._tags.join else self._closers()
+        if not found.re.groups:
+            reason = f"path {len(names) + 1} is one more than the {len(names)} the profile opens"
+        elif found[1] in {name.name for name in names}:
+            reason = f"duplicate path name {found[1]!r}"
+        else:
+            reason = f"path {found[1]!r} has no outline"
+        return self._cursor.error(reason, allowed, found.start())
+
+    def _closers(self) -> list[str]:
+        return [] if self._tags.block is None else [self._tags.block.replace("<", "</", 1)]

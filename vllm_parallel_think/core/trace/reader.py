@@ -1,0 +1,189 @@
+"""Reading a text by its grammar: which branch wrote what, and where it forked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..profile import Profile
+from ..scan import BranchEnd, ForkSeen, Grammar, PathName, Scanner
+from .cursor import Cursor
+from .heads import Heads
+from .nesting import Frame, Nesting
+from .steps import Block, Step
+from .tags import TAG, Tags, opens
+from .wording import PLENTY, text_of
+
+
+class Reader:
+    """Reads a text by its grammar, from left to right."""
+
+    def __init__(self, text: str, profile: Profile) -> None:
+        self._profile = profile
+        self._tags = Tags(profile.fork, profile.path, profile.join)
+        self._cursor = Cursor(text, self._tags.lexer)
+        self._heads = Heads(profile, self._tags, self._cursor)
+        self._nesting = Nesting(profile, self._tags, self._heads, self._cursor)
+        self._pieces: list[str] = []
+        self._grammar = Grammar(profile, _Pieces(self._pieces))
+        self._forked = False
+
+    @property
+    def num_sequential(self) -> int:
+        """Blocks that the model wrote one path after the other."""
+        return self._nesting.num_sequential
+
+    @property
+    def notes(self) -> list[str]:
+        """Places where the text differs from what the engine would write, without harm."""
+        return self._cursor.notes
+
+    def read(self) -> list[Step]:
+        """Return the steps of the trunk.
+
+        Raises:
+            GrammarError: The text breaks the grammar.
+
+        """
+        opening = text_of(self._profile.opening)
+        if not self._cursor.take(opening):
+            raise self._cursor.error("the engine's opening is missing", [repr(opening)])
+        return self._lane([Frame(None, 0)], 0, opening.rpartition("\n")[2])
+
+    def _lane(self, frames: list[Frame], depth: int, seed: str = "") -> list[Step]:
+        steps: list[Step] = []
+        while True:
+            start = self._cursor.pos
+            concludes = bool(steps) and depth == 0
+            scanner = self._grammar.scanner(
+                in_path=depth > 0, concludes=concludes, max_names=PLENTY, seed=seed
+            )
+            fork = self._run(scanner, self._ends(depth, concludes), frames, depth)
+            text = self._cursor.text[start : self._cursor.pos]
+            if fork is None:
+                if depth == 0:
+                    self._cursor.check_nothing_behind()
+                return [*steps, Step(text, None)]
+            steps.append(Step(text, self._block(*fork, frames, depth)))
+            seed = ""
+
+    def _ends(self, depth: int, concludes: bool) -> tuple[str, ...]:
+        """Return the tags that end a branch, as the engine's scanner looks for them."""
+        rule = self._profile
+        return tuple(map(str, rule.path.end if depth else rule.join.end if concludes else ()))
+
+    def _run(
+        self, scanner: Scanner, ends: Sequence[str], frames: list[Frame], depth: int
+    ) -> tuple[tuple[PathName, ...], bool] | None:
+        """Read up to the next fork (its names, and whether no tag shows it) or the lane's end."""
+        start, heading = self._cursor.pos, self._heading(depth)
+        outer = list(frames)
+        while self._cursor.pos < len(self._cursor.text):
+            offset = self._cursor.pos
+            piece = self._cursor.next_piece(self._cursor.first_end(ends, start), heading)
+            self._pieces.append(piece)
+            if piece in self._tags.all:
+                self._nesting.visit(piece, offset, frames)
+            event = scanner.feed(len(self._pieces) - 1)
+            if isinstance(event, BranchEnd):
+                if depth:
+                    self._nesting.check_path(piece, offset, frames)
+                elif any(frames[-1] is frame for frame in outer):  # the block's own may stay open
+                    self._nesting.check_complete(frames[-1], self._cursor.pos)
+                else:
+                    self._nesting.check_end(frames, depth)
+                return None
+            if isinstance(event, ForkSeen):
+                if self._may_fork(event, depth):
+                    return event.names, False
+                if piece in self._tags.all:
+                    self._nesting.start_sequential(event, frames[-1])
+            if self._cursor.pos == heading:
+                seen = scanner.at_end()
+                if seen is not None and self._may_fork(seen, depth):
+                    return seen.names, True
+                heading = self._heading(depth)
+        self._nesting.check_end(frames, depth)
+        return None
+
+    def _heading(self, depth: int) -> int | None:
+        """Return where a first path's heading comes next, for grammars that fork without a tag."""
+        if not self._profile.fork.on_end or depth or self._forked:
+            return None
+        found = self._heads.pattern(0).search(self._cursor.text, self._cursor.pos + 1)
+        if found is None:
+            return None
+        # White space in front of the heading is the outline's, but for what the engine writes.
+        head = self._heads.text(PathName(""), 0)
+        lead = head[: len(head) - len(head.lstrip())]
+        first = found.start() + len(found[0]) - len(found[0].lstrip())
+        return first - len(lead) if self._cursor.text.endswith(lead, 0, first) else first
+
+    def _may_fork(self, seen: ForkSeen, depth: int) -> bool:
+        spent = self._profile.fork.once and self._forked
+        return (
+            len(seen.names) >= 2 and depth < self._profile.max_depth and seen.opened and not spent
+        )
+
+    def _block(
+        self, names: tuple[PathName, ...], by_end: bool, frames: list[Frame], depth: int
+    ) -> Block:
+        """Read a block's paths, up to and including what is forced at the join."""
+        self._forked = True
+        frames[-1].outlined = True
+        # An outline cut by a token limit may end in half a line, for which there is no path.
+        cut = by_end and self._cursor.text[self._cursor.pos - 1] != "\n" and len(names) > 2
+        self._cursor.take(text_of(self._profile.fork.after))
+        paths: list[list[Step]] = []
+        for index, name in enumerate(names):
+            if (
+                cut
+                and index == len(names) - 1
+                and not self._heads.pattern(index).match(self._cursor.text, self._cursor.pos)
+            ):
+                names = names[:-1]
+                break
+            offset = self._cursor.pos
+            if not self._cursor.take(self._heads.text(name, index)):
+                raise self._heads.wrong(names, index)
+            tags = TAG.findall(text_of(self._profile.path.start))
+            inside = [Frame(None, offset), *(Frame(tag, offset) for tag in tags if opens(tag))]
+            paths.append(self._lane(inside, depth + 1))
+            self._cursor.take(text_of(self._profile.path.after))
+        self._take_join(names, frames)
+        return Block(names, by_end, paths)
+
+    def _take_join(self, names: tuple[PathName, ...], frames: list[Frame]) -> None:
+        start = text_of(self._profile.join.start)
+        offset = self._cursor.pos
+        if not self._cursor.take(start):
+            pattern = self._heads.pattern(len(names))
+            found = pattern.match(self._cursor.text, offset)
+            if found is not None:
+                raise self._heads.surplus(names, found)
+            raise self._cursor.error("the conclusion is missing", [repr(start)])
+        if not start.strip() and (
+            found := self._heads.pattern(1).match(self._cursor.text, self._cursor.pos)
+        ):
+            raise self._heads.surplus(names, found)
+        for tag in self._tags.join:
+            if opens(tag):
+                frames.append(Frame(tag, offset))
+            elif frames[-1].close == [tag]:
+                frames.pop()
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The reader's pieces of text, as a vocabulary for a scanner."""
+
+    pieces: list[str]
+
+    def piece(self, token_id: int) -> str:
+        return self.pieces[token_id]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.piece, token_ids))
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError("the reader forces no text")
