@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
+console = Console(width=max(110, Console().width))
 BAR_WIDTH = 30
 
 
