@@ -6,31 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .core.errors import OptionError
 from .core.profile import builtin_profiles, load_profile
 from .core.scan import Vocabulary
 from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace
+from .vocabulary import TokenizerVocabulary
 
 
-class _Tokenizer:
-    """A tokenizer from a folder, as the grammar sees it."""
+def _tokenizer(folder: str) -> TokenizerVocabulary:
+    """Load the tokenizer of a folder."""
+    if not Path(folder).is_dir():
+        raise OptionError(f"--tokenizer {folder!r} is not a folder")
+    from transformers import AutoTokenizer
 
-    def __init__(self, folder: str) -> None:
-        if not Path(folder).is_dir():
-            raise OptionError(f"--tokenizer {folder!r} is not a folder")
-        from transformers import AutoTokenizer
-
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-    def piece(self, token_id: int) -> str:
-        """Return the text of one token, special tokens included."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise text without adding special tokens around it."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+    return TokenizerVocabulary(AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         profile = load_profile(options.profile)
         text = _read(options.file)
-        vocabulary: Vocabulary | None = _Tokenizer(options.tokenizer) if options.tokenizer else None
+        vocabulary: Vocabulary | None = _tokenizer(options.tokenizer) if options.tokenizer else None
         counted_by = f"those of {options.tokenizer}" if options.tokenizer else PIECE_RULE
         result = trace(text, profile, vocabulary)
     except GrammarError as error:

@@ -101,6 +101,8 @@ def refuse_unsupported(config: VllmConfig) -> None:
             not cache.enable_prefix_caching
         ),
         "--skip-tokenizer-init": model.skip_tokenizer_init,
+        "--return-sampling-mask": model.return_sampling_mask,
+        "--enable-return-routed-experts": config.aux_output_config.enable_return_routed_experts,
         "VLLM_USE_RUST_FRONTEND=1": os.environ.get("VLLM_USE_RUST_FRONTEND") == "1",
         # A reused layer's tokens are a selection of the batch, the plan is for all of it.
         "--kv-sharing-fast-prefill": cache.kv_sharing_fast_prefill,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, FinishReason
+from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
@@ -83,9 +83,7 @@ def failed(root: Request, message: str, summary: dict[str, Any] | None) -> Engin
 def _readdressed(root: Request, emission: Emission) -> EngineCoreOutput:
     output: EngineCoreOutput = emission.payload
     if output.request_id != root.request_id:
-        # The client's request was queued and scheduled once; a branch's events would say otherwise.
-        events = output.events or []
-        output.events = [e for e in events if e.type == EngineCoreEventType.PREEMPTED] or None
+        output.events = _later_events(output.events or []) or None
         output.prefill_stats = None
         output.request_id = root.request_id
     if emission.keep < len(output.new_token_ids):
@@ -95,6 +93,16 @@ def _readdressed(root: Request, emission: Emission) -> EngineCoreOutput:
     output.finish_reason = None
     output.stop_reason = None
     return output
+
+
+def _later_events(events: list[EngineCoreEvent]) -> list[EngineCoreEvent]:
+    """Return a branch's events but for its start: the client's request was queued only once."""
+    types = [event.type for event in events]
+    if EngineCoreEventType.QUEUED not in types:
+        return events
+    if EngineCoreEventType.SCHEDULED not in types:
+        return []
+    return events[types.index(EngineCoreEventType.SCHEDULED) + 1 :]
 
 
 def _finish(output: EngineCoreOutput, finish: Finish) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -33,19 +33,27 @@ class GroupSchedulerOutput(SchedulerOutput):
     Attributes:
         headers: Changed block headers, to be applied before the step.
         has_branches: Whether a branch with a prefix of its own is in this batch.
+        written: Tokens of the answer in front of branches that enter the batch, by request id; only
+            for those whose penalties count them.
 
     """
 
     headers: BlockHeaders | None = None
     has_branches: bool = False
+    written: dict[str, list[int]] = field(default_factory=dict)
 
 
 _BASE_FIELDS = tuple(f.name for f in fields(SchedulerOutput))
 
 
-def with_headers(
-    output: SchedulerOutput, headers: BlockHeaders | None, has_branches: bool
+def with_groups(
+    output: SchedulerOutput,
+    headers: BlockHeaders | None,
+    has_branches: bool,
+    written: dict[str, list[int]],
 ) -> GroupSchedulerOutput:
-    """Return a copy of vLLM's output that carries headers."""
+    """Return a copy of vLLM's output that carries what concerns groups."""
     values = {name: getattr(output, name) for name in _BASE_FIELDS}
-    return GroupSchedulerOutput(**values, headers=headers, has_branches=has_branches)
+    return GroupSchedulerOutput(
+        **values, headers=headers, has_branches=has_branches, written=written
+    )

@@ -30,11 +30,12 @@ from .core.errors import OptionError
 from .core.graph import Kind, State
 from .core.group import Cause, Chunk, Group, Limits, Verdict
 from .core.options import CONFIG_KEY, parse_request
+from .core.profile import builtin_profiles
 from .core.scan import Grammar
 from .families import Branch, Family, FamilyTable
 from .headers import HeaderBook
 from .ledger import BlockLedger
-from .messages import with_headers
+from .messages import with_groups
 from .settings import Settings
 from .vocabulary import TokenizerVocabulary
 
@@ -52,10 +53,7 @@ class GroupSchedulerMixin(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = Settings.from_config(self.vllm_config)
-        vocabulary = TokenizerVocabulary.from_config(self.vllm_config.model_config)
-        self._grammars = {
-            name: Grammar(profile, vocabulary) for name, profile in self._settings.profiles.items()
-        }
+        self._grammars = self._usable_grammars()
         self._families = FamilyTable()
         self._headers = HeaderBook(self.block_size)
         self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
@@ -64,6 +62,22 @@ class GroupSchedulerMixin(Scheduler):
         ends = self.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
         self._eos_tokens = {ends} if isinstance(ends, int) else set(ends or ())
         self._keep_branches_out_of_prefix_cache()
+
+    def _usable_grammars(self) -> dict[str, Grammar]:
+        """Bind profiles to the tokenizer; a built-in one that nobody chose may not suit it."""
+        vocabulary = TokenizerVocabulary.from_config(self.vllm_config.model_config)
+        grammars = {}
+        for name, profile in self._settings.profiles.items():
+            grammar = Grammar(profile, vocabulary)
+            try:
+                grammar.check()
+            except OptionError as error:
+                if name == self._settings.default or name not in builtin_profiles():
+                    raise
+                logger.info("requests cannot name %s: %s", name, error)
+            else:
+                grammars[name] = grammar
+        return grammars
 
     # -- requests in ---------------------------------------------------------------------------
 
@@ -169,13 +183,17 @@ class GroupSchedulerMixin(Scheduler):
         headers = self._headers.take()
         if headers is None and not has_branches:
             return output
-        return with_headers(output, headers, has_branches)
+        return with_groups(output, headers, has_branches, self._written(output))
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         branch = self._families.branch(request.request_id)
         if branch is None or not branch.node.prefix:
             return super()._get_local_prefix_cache_hit(request)
-        blocks = self._ledger.prefix(branch.node)
+        try:
+            blocks = self._ledger.prefix(branch.node)
+        except KeyError as error:
+            self._fault(branch.family, error)
+            return super()._get_local_prefix_cache_hit(request)
         return KVCacheBlocks((blocks,)), len(blocks) * self.block_size, 0, False
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
@@ -233,13 +251,30 @@ class GroupSchedulerMixin(Scheduler):
         if branch is None or not branch.node.prefix:
             return
         own = block_ids[0]
-        if whole:
-            own = own[sum(map(branch.family.group.blocks_of, branch.node.prefix)) :]
-            branch.num_placed = 0
-        for block in own:
-            start = branch.node.start + branch.num_placed * self.block_size
-            self._headers.place(block, start)
-            branch.num_placed += 1
+        try:
+            if whole:
+                own = own[sum(map(branch.family.group.blocks_of, branch.node.prefix)) :]
+                branch.num_placed = 0
+            for block in own:
+                start = branch.node.start + branch.num_placed * self.block_size
+                self._headers.place(block, start)
+                branch.num_placed += 1
+        except Exception as error:
+            self._fault(branch.family, error)
+
+    def _written(self, output: SchedulerOutput) -> dict[str, list[int]]:
+        """Return what penalties of branches that enter the batch count beside their own tokens."""
+        cached = output.scheduled_cached_reqs
+        entering = {new.req_id for new in output.scheduled_new_reqs} | set(cached.resumed_req_ids)
+        written = {}
+        for req_id in entering:
+            branch = self._families.branch(req_id)
+            params = branch.request.sampling_params if branch is not None else None
+            if branch is None or params is None or not branch.node.prefix:
+                continue
+            if params.presence_penalty or params.frequency_penalty:
+                written[req_id] = branch.family.group.written_before(branch.node)
+        return written
 
     # -- giving way ----------------------------------------------------------------------------
 
@@ -266,7 +301,11 @@ class GroupSchedulerMixin(Scheduler):
         """Let the youngest family give all its blocks away; the oldest one always gets on."""
         holding = [f for f in self._families if f.group.branched and not f.parked]
         if len(holding) > 1:
-            self._give_way(max(holding, key=lambda family: family.age))
+            youngest = max(holding, key=lambda family: family.age)
+            try:
+                self._give_way(youngest)
+            except Exception as error:
+                self._fault(youngest, error)
         elif holding:
             pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
             holding[0].error = (
@@ -303,9 +342,8 @@ class GroupSchedulerMixin(Scheduler):
             family.parked = False
             try:
                 self._submit_ready(family)
-            except Exception as error:  # a fault of one group must not end the engine
-                logger.exception("request %s failed", family.root.request_id)
-                family.error = f"internal error: {error}"
+            except Exception as error:
+                self._fault(family, error)
         return False
 
     def reset_prefix_cache(
@@ -339,9 +377,8 @@ class GroupSchedulerMixin(Scheduler):
         status = request.status
         try:
             return self._feed(branch, new_token_ids, is_stale)
-        except Exception as error:  # a fault of one group must not end the engine
-            logger.exception("request %s failed", branch.family.root.request_id)
-            branch.family.error = f"internal error: {error}"
+        except Exception as error:
+            self._fault(branch.family, error)
             # A request that counts as finished already would never be taken out of the queues.
             request.status = status
             return [], False
@@ -438,9 +475,8 @@ class GroupSchedulerMixin(Scheduler):
         for family in touched:
             try:
                 released = self._advance(family) if family.error is None else []
-            except Exception as error:  # a fault of one group must not end the engine
-                logger.exception("request %s failed", family.root.request_id)
-                family.error = f"internal error: {error}"
+            except Exception as error:
+                self._fault(family, error)
                 released = []
             if family.error is not None and not family.ended:
                 released.append(self._fail(family))
@@ -575,6 +611,12 @@ class GroupSchedulerMixin(Scheduler):
         self._families.remove(family)
         if family.group.branched and self.finished_req_ids_dict is not None:
             self.finished_req_ids_dict[family.root.client_index].add(family.root.request_id)
+
+    @staticmethod
+    def _fault(family: Family, error: Exception) -> None:
+        """Let one request fail at the end of the step: a fault in it must not end the engine."""
+        logger.error("request %s failed", family.root.request_id, exc_info=error)
+        family.error = f"internal error: {error!r}"
 
     def _fail(self, family: Family) -> EngineCoreOutput:
         summary = family.group.summary() if family.group.branched else None

@@ -12,6 +12,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from . import tables
 from .messages import GroupSchedulerOutput
+from .penalties import count_written
 from .tables import BlockTables
 
 
@@ -24,6 +25,7 @@ class GroupWorkerMixin(WorkerBase):
         super().__init__(*args, **kwargs)
         self._tables: BlockTables | None = None
         self._natural_positions: torch.Tensor | None = None
+        self._written: dict[str, list[int]] = {}
         for backend, path in self.backends.items():
             register_backend(backend, path)
 
@@ -33,6 +35,7 @@ class GroupWorkerMixin(WorkerBase):
         refuse_hookless(model)
         model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
         model.register_forward_hook(self._restore_positions, with_kwargs=True)
+        count_written(self.model_runner, self._written)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         self._tables = BlockTables(
@@ -46,9 +49,14 @@ class GroupWorkerMixin(WorkerBase):
         block_tables = self._tables
         if block_tables is not None:
             ours = isinstance(scheduler_output, GroupSchedulerOutput)
-            if ours and scheduler_output.headers is not None:
-                block_tables.apply(scheduler_output.headers)
+            if ours:
+                if scheduler_output.headers is not None:
+                    block_tables.apply(scheduler_output.headers)
+                self._written |= scheduler_output.written
             block_tables.has_branches = ours and scheduler_output.has_branches
+        if self._written:
+            for req_id in scheduler_output.finished_req_ids:
+                self._written.pop(req_id, None)
         return super().execute_model(scheduler_output)
 
     def execute_dummy_batch(self) -> None:

@@ -189,7 +189,7 @@ class Player:
     @property
     def text(self) -> str:
         """The visible answer so far, without its end-of-sequence token."""
-        return self.vocabulary.decode(self.visible)
+        return self.vocabulary.text(self.visible)
 
     @property
     def summary(self) -> dict[str, Any]:

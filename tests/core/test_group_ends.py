@@ -74,7 +74,7 @@ def test_path_over_its_budget_is_closed_and_counted_as_cut():
     assert player.summary["cut_paths"] == 2
     assert player.finish == Finish("stop")
     closing = player.node("0.1/1.1")
-    assert player.vocabulary.decode(closing.tokens) == " r\n</Path>\n"
+    assert player.vocabulary.text(closing.tokens) == " r\n</Path>\n"
     assert player.node("0.2").start == closing.end - 1, "positions follow the forced tag"
 
 
@@ -134,7 +134,7 @@ def test_max_tokens_cuts_the_visible_text_at_every_length_INV4(order):
         player = Player("multiverse", DEEP, max_tokens=max_tokens).run(lambda nodes: nodes[order])
         if player.summary["fallbacks"]:
             continue
-        assert player.text == full.vocabulary.decode(full.visible[:max_tokens])
+        assert player.text == full.vocabulary.text(full.visible[:max_tokens])
         assert len(player.visible) == min(max_tokens, length)
         assert player.finish == Finish("length" if max_tokens < length else "stop")
         player.check_limits()
@@ -352,7 +352,7 @@ class TestConclusionEnd:
         length = len(full.visible)
         for max_tokens in range(length - 3, length + 2):
             player = Player("skeleton", SKELETON_TOY, max_tokens=max_tokens).run()
-            assert player.text == full.vocabulary.decode(full.visible[:max_tokens])
+            assert player.text == full.vocabulary.text(full.visible[:max_tokens])
             assert player.finish == Finish("length" if max_tokens < length else "stop")
         critical = full.summary["critical_path_tokens"]
         for budget in (critical - 1, critical, critical + 1):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from player import Player
 from samples import DEEP, NPR_TOY, R1_TOY, SKELETON_TOY, THREADS_TOY, TOY, TOYS
 
 from vllm_parallel_think.core.graph import Kind
+from vllm_parallel_think.core.profile import Profile, load_profile
 
 
 def pairs(text: str) -> list[tuple[str, int]]:
@@ -88,7 +91,7 @@ def test_threadweaver_joins_on_one_linear_copy_INV2():
     joined = player.node("0.1")
     assert joined.prefix == (parent,)
     assert joined.start == parent.end
-    copies = player.vocabulary.decode(joined.tokens[: joined.num_hidden])
+    copies = player.vocabulary.text(joined.tokens[: joined.num_hidden])
     assert copies == "\n<Thread>\n1: p</Thread><Thread>\n2: q r</Thread>"
     shown = after(player, parent.end, "0.1")
     assert shown == pairs("NL@14 </Parallel>@15 NL@16 _e@17")
@@ -146,12 +149,12 @@ def test_join_can_be_a_causal_copy_for_any_grammar_INV2(name):
     linear = Player(name, TOYS[name], join="reprefill").run()
     assert linear.text == plain.text
     conclusion = linear.group.nodes[-1]
-    copied = linear.vocabulary.decode(conclusion.tokens[: conclusion.num_hidden])
+    copied = linear.vocabulary.text(conclusion.tokens[: conclusion.num_hidden])
     parent = conclusion.prefix[-1]
     assert conclusion.prefix == (*parent.prefix, parent)
     assert conclusion.start == parent.end
     assert plain.text.startswith(
-        linear.vocabulary.decode([t for n in conclusion.prefix for t in n.tokens])[1:] + copied
+        linear.vocabulary.text([t for n in conclusion.prefix for t in n.tokens])[1:] + copied
     )
     same = ("generated_tokens", "forced_tokens", "critical_path_tokens")
     assert [linear.summary[key] for key in same] == [plain.summary[key] for key in same]
@@ -163,7 +166,7 @@ def test_nested_causal_copies_hold_every_inner_token_once_INV2():
     assert linear.text == plain.text
     outer = linear.node("0.2")
     seen = [token for node in outer.prefix for token in node.tokens] + outer.tokens
-    assert linear.vocabulary.decode(seen) == "Q" + plain.text
+    assert linear.vocabulary.text(seen) == "Q" + plain.text
 
 
 def test_figures_of_the_toy():
@@ -188,3 +191,36 @@ def test_padding_of_a_prefix_fills_blocks_and_brings_no_new_token():
     padded = player.group.padded_prefix(conclusion)
     assert len(padded) == 4 * sum(map(player.group.blocks_of, conclusion.prefix))
     assert set(padded) == {token for node in conclusion.prefix for token in node.tokens}
+
+
+def with_rules(name: str, **rules: dict[str, object]) -> Profile:
+    """Return a built-in profile with keys of its [path] or [join] changed."""
+    profile = replace(load_profile(name), max_depth=1)
+    changed = {table: replace(getattr(profile, table), **keys) for table, keys in rules.items()}
+    return replace(profile, **changed)
+
+
+def test_paths_in_a_stride_start_further_and_further_on_INV2():
+    player = Player(with_rules("parallel-r1", path={"stride": 100}), R1_TOY, prompt="").run()
+    assert player.node("0.0/0.0").start == 3
+    assert player.node("0.0/1.0").start == 103
+    assert player.node("0.1").start == player.node("0.0/1.0").end, "behind the furthest one"
+
+
+def test_conclusion_may_stand_behind_the_total_of_all_paths_INV2():
+    profile = with_rules("multiverse", join={"position": "total"})
+    player = Player(profile, TOY).run()
+    g = position_of(player, "</Goal>")
+    # Seven tokens of the first path up to its end tag, nine of the second one.
+    assert after(player, g, "0.2")[0] == ("<Conclusion>", 1 + 7 + 9)
+
+
+@pytest.mark.parametrize(("index_blocks", "forks"), [(58, 0), (80, 1)])
+def test_no_fork_whose_last_path_would_leave_the_models_length_INV4(index_blocks: int, forks: int):
+    profile = with_rules("parallel-r1", path={"stride": 200})
+    scripts = {**R1_TOY, "0.0/1.0": " t" * 500, "0.1": " c" * 500}
+    player = Player(profile, scripts, index_blocks=index_blocks).run()
+    assert player.summary["forks"] == forks
+    assert player.summary["fallbacks"] == ({} if forks else {"max_model_len": 1})
+    last = max(position for _, position in player.placed())
+    assert last < index_blocks * player.block_size or not forks

@@ -233,7 +233,7 @@ def test_forced_text_is_filled_in_and_token_ids_are_kept():
     grammar = Grammar(load_profile("multiverse"), vocabulary)
     tokens = grammar.forced(("\n{name}: {title}", 7, "{name}"), PathName("2", "Pears"))
     assert tokens == (*vocabulary.encode("\n2: Pears"), 7, *vocabulary.encode("2"))
-    assert vocabulary.decode(list(grammar.forced(("{name}",)))) == "{name}"
+    assert vocabulary.text(list(grammar.forced(("{name}",)))) == "{name}"
 
 
 @pytest.mark.parametrize("vocabulary", ALL)

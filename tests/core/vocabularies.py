@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class Pieces:
@@ -25,8 +26,8 @@ class Pieces:
             tokens.append(self._ids[piece])
         return tokens
 
-    def decode(self, tokens: list[int]) -> str:
-        return "".join(map(self.piece, tokens))
+    def text(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.piece, token_ids))
 
 
 def chars() -> Pieces:

@@ -15,6 +15,15 @@ import torch
 from .tiny import EOS, FIRST_NUMBER, IdGrammar
 
 
+@dataclass(frozen=True)
+class Penalty:
+    """OpenAI's presence and frequency penalties, on what stands behind the prompt."""
+
+    num_prompt: int
+    presence: float
+    frequency: float
+
+
 class DenseGraph:
     """Tokens with positions and explicit visibility, computed by one masked forward."""
 
@@ -46,9 +55,16 @@ class DenseGraph:
             use_cache=True,
         )
 
-    def next_token(self, index: int) -> int:
-        """Return the most likely token behind the token at ``index``."""
-        return int(self.forward().logits[0, index].argmax())
+    def next_token(self, context: list[int], penalty: Penalty) -> int:
+        """Return the most likely token behind the last one of a context."""
+        logits = self.forward().logits[0, context[-1]]
+        if penalty.presence or penalty.frequency:
+            written = torch.tensor(
+                [self.tokens[i] for i in context[penalty.num_prompt :]], dtype=torch.int64
+            )
+            counts = torch.bincount(written, minlength=len(logits))
+            logits = logits - penalty.presence * (counts > 0) - penalty.frequency * counts
+        return int(logits.argmax())
 
 
 @dataclass
@@ -69,6 +85,8 @@ class Budget:
     max_tokens: int
     max_depth: int = 2
     path_tokens: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
 
 class _Full(Exception):
@@ -90,6 +108,8 @@ class Oracle:
     def answer(self, prompt: list[int]) -> Answer:
         """Write an answer to a prompt."""
         self._answer = Answer(self._make_graph(), len(prompt))
+        budget = self._budget
+        self._penalty = Penalty(len(prompt), budget.presence_penalty, budget.frequency_penalty)
         context = self._given([], prompt, 0, visible=False)
         try:
             self._lane(context, len(prompt), 0, 0, None)
@@ -118,7 +138,7 @@ class Oracle:
         """Write one lane; return its context, the position behind its end tag, and its length."""
         grammar = self._grammar
         while True:
-            token = self._answer.graph.next_token(context[-1])
+            token = self._answer.graph.next_token(context, self._penalty)
             if token == EOS:
                 if depth == 0:
                     self._answer.visible.append(token)
@@ -151,20 +171,24 @@ class Oracle:
         grammar = self._grammar
         self._answer.num_forks += 1
         fork = self._given(context, grammar.fork_after, position)
-        joined, longest, slowest = list(fork), position, critical
+        joined, longest, slowest, total = list(fork), position, critical, position
         own = None if self._budget.path_tokens is None else critical + self._budget.path_tokens
         limits = [b for b in (own, budget) if b is not None]
         for number in range(grammar.num_paths):
             start = (*grammar.path_start, FIRST_NUMBER + number + 1)
-            lane = self._given(fork, start, position)
+            first = position + number * grammar.stride
+            lane = self._given(fork, start, first)
             lane, end, length = self._lane(
-                lane, position + len(start), critical, depth + 1, min(limits, default=None)
+                lane, first + len(start), critical, depth + 1, min(limits, default=None)
             )
+            total += end - first
             joined += lane[len(fork) :]
             longest, slowest = max(longest, end), max(slowest, length)
         if grammar.join_mode == "reprefill":
             copies = [self._answer.graph.tokens[i] for i in joined[len(fork) :]]
             joined = self._given(fork, copies, position, visible=False)
             longest = position + len(copies)
+        elif grammar.join_position == "total":
+            longest = total
         joined = self._given(joined, grammar.join_start, longest)
         return joined, longest + len(grammar.join_start), slowest

@@ -55,6 +55,22 @@ CASES = [
     ),
     pytest.param(IdGrammar(num_paths=3, join_mode="reprefill"), {"block_size": 16}, id="reprefill"),
     pytest.param(
+        IdGrammar(num_paths=3, stride=40), {"block_size": 16, "depth": 1}, id="paths-in-a-stride"
+    ),
+    pytest.param(
+        IdGrammar(num_paths=3, join_position="total"), {"block_size": 16}, id="join-behind-total"
+    ),
+    pytest.param(
+        IdGrammar(num_paths=3, path_after=(11,), triggers=tuple(range(12, 26))),
+        {"block_size": 16, "presence_penalty": 1.5, "frequency_penalty": 0.75},
+        id="penalties",
+    ),
+    pytest.param(
+        IdGrammar(num_paths=2, join_mode="reprefill"),
+        {"block_size": 16, "presence_penalty": 1.5, "frequency_penalty": 0.75},
+        id="penalties-reprefill",
+    ),
+    pytest.param(
         IdGrammar(num_paths=4),
         {"block_size": 16, "max_num_batched_tokens": 24, "max_num_seqs": 3},
         id="chunked-prefill-few-seats",
@@ -74,13 +90,15 @@ def test_greedy_equals_dense_mask(
 
     args = {**engine_args}
     depth = args.pop("depth", 2)
+    penalties = {name: args.pop(name) for name in list(args) if name.endswith("_penalty")}
     engine = make_engine(options={"profile": grammar.write(tmp_path)}, **args)
-    budget = Budget(max_tokens=150, path_tokens=24, max_depth=depth)
+    budget = Budget(max_tokens=150, path_tokens=24, max_depth=depth, **penalties)
     asked = prompts(5, seed=grammar.num_paths)
     params = SamplingParams(
         max_tokens=budget.max_tokens,
         temperature=0,
         extra_args={"pt_path_tokens": 24, "pt_max_depth": depth},
+        **penalties,
     )
     plain = SamplingParams(max_tokens=60, temperature=0, extra_args={"parallel_think": "off"})
     answers = [Oracle(hf_model, grammar, budget).answer(prompt) for prompt in asked]

@@ -43,7 +43,14 @@ def run_script(case: str, model: Path, folder: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("case", ["two-paths", pytest.param("three-paths", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "two-paths",
+        pytest.param("three-paths", marks=pytest.mark.slow),
+        pytest.param("penalties", marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_equals_dense_mask(case: str, tiny_model: Path, tmp_path: Path) -> None:
     """Two or three paths, one of them forking again, prompts in chunks, beside plain requests."""
     assert run_script(case, tiny_model, tmp_path).endswith(f"{case}: equal\n")
@@ -81,9 +88,10 @@ class Preempter:
 
 
 CASES = {
-    # Paths, tokens, and prompts: the first answer forks inside a path, the second one ends itself.
-    "two-paths": (2, 48, (7, 2)),
-    "three-paths": (3, 150, (0, 38)),
+    # Paths, tokens, prompts, penalties: the first answer forks inside a path, the last ends itself.
+    "two-paths": (2, 48, (7, 2), {}),
+    "three-paths": (3, 150, (0, 38), {}),
+    "penalties": (2, 48, (20, 37), {"presence_penalty": 1.5, "frequency_penalty": 0.75}),
 }
 
 
@@ -111,9 +119,9 @@ def main(case: str, model: str, folder: str) -> None:
 
     from .engine import Engine
 
-    num_paths, max_tokens, numbers = CASES[case]
+    num_paths, max_tokens, numbers, penalties = CASES[case]
     grammar = IdGrammar(num_paths=num_paths, triggers=tuple(range(10, 22)))
-    budget = Budget(max_tokens=max_tokens, path_tokens=10, max_depth=2)
+    budget = Budget(max_tokens=max_tokens, path_tokens=10, max_depth=2, **penalties)
     hf_model = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -134,6 +142,7 @@ def main(case: str, model: str, folder: str) -> None:
             max_tokens=max_tokens,
             temperature=0,
             extra_args=limits,
+            **penalties,
             # Too small to change the oracle's answer, but not if padding counted as written.
             min_tokens=len(answer.visible) - 1 - len(grammar.join_start)
             if answer.finish == "stop"
@@ -154,7 +163,7 @@ def main(case: str, model: str, folder: str) -> None:
         engine.assert_all_blocks_free()
 
     serve()
-    preempter = Preempter(engine.scheduler, every=4)
+    preempter = Preempter(engine.scheduler, every=3)
     serve()
     assert preempter.num_branches >= 3, "preemption hardly met a branch"
     engine.close()

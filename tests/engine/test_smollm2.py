@@ -45,7 +45,7 @@ def test_skeleton_on_smollm2(smollm2: Path, make_engine: Any) -> None:
 
     engine = make_engine(model=smollm2, options={"profile": "skeleton"})
     prompt = engine.llm.get_tokenizer().apply_chat_template(
-        [{"role": "user", "content": "What should I think about when I buy a used car?"}],
+        [{"role": "user", "content": "What is good about living in a city?"}],
         add_generation_prompt=True,
         return_dict=False,
     )
@@ -53,8 +53,8 @@ def test_skeleton_on_smollm2(smollm2: Path, make_engine: Any) -> None:
     (output,) = engine.generate([prompt], params)
     summary = output.kv_transfer_params["parallel_think"]
     assert summary["forks"] == 1
-    assert summary["widest_fork"] >= 3
-    assert summary["parallelism_ratio"] > 1.3
+    assert summary["widest_fork"] >= 4
+    assert summary["parallelism_ratio"] > 2.5
     snapshot = engine.snapshot(output)
     nodes = snapshot.nodes
     model = AutoModelForCausalLM.from_pretrained(

@@ -29,12 +29,14 @@ class IdGrammar:
     path_close: tuple[int, ...] = (7,)
     join_start: tuple[int, ...] = (8, 9)
     join_mode: str = "kv"
+    stride: int = 0
+    join_position: str = "longest"
 
     @property
     def name(self) -> str:
         """Return a name that tells the variants apart."""
         after = "-after" if self.fork_after else ""
-        return f"ids-{self.num_paths}-{self.join_mode}{after}"
+        return f"ids-{self.num_paths}-{self.join_mode}-{self.join_position}-{self.stride}{after}"
 
     def write(self, folder: Path) -> str:
         """Write the grammar as a profile file and return its path."""
@@ -43,6 +45,7 @@ class IdGrammar:
             f"""
 name = {json.dumps(self.name)}
 summary = "token ids as tags"
+max_depth = {1 if self.stride else 8}
 [fork]
 trigger = {list(self.triggers)}
 num_paths = {self.num_paths}
@@ -52,9 +55,11 @@ start = {json.dumps([*self.path_start, "{name}"])}
 end = {list(self.ends)}
 close = {list(self.path_close)}
 after = {list(self.path_after)}
+stride = {self.stride}
 [join]
 start = {list(self.join_start)}
 mode = {json.dumps(self.join_mode)}
+position = {json.dumps(self.join_position)}
 """,
             "utf-8",
         )

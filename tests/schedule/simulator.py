@@ -69,8 +69,8 @@ def hash_graph(grammar: IdGrammar) -> type:
             self.states.append(fingerprint(token, position, [self.states[i] for i in context]))
             return len(self.tokens) - 1
 
-        def next_token(self, index: int) -> int:
-            return sample(self.states[index], grammar)
+        def next_token(self, context: list[int], _penalty: Any) -> int:
+            return sample(self.states[context[-1]], grammar)
 
     return HashGraph
 

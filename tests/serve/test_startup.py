@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .server import FRUITS, XARGS, environment, run_script, vllm_command
+from .server import FRUITS, XARGS, Server, environment, run_script, vllm_command
 
 _PATCHED = """
 from vllm.entrypoints.openai.chat_completion import protocol as chat, serving as chat_serving
@@ -163,6 +164,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**ON, "worker_cls": "vllm.v1.worker.gpu_worker.Nobody"},
         ["--worker-cls", "remove parallel_think"],
     ),
+    "routed experts": (
+        {**ON, "enable_return_routed_experts": True},
+        ["--enable-return-routed-experts"],
+    ),
     "no tokenizer": ({**ON, "skip_tokenizer_init": True}, ["--skip-tokenizer-init"]),
 }
 ACCEPTED = [ON, with_options(profile="off", max_paths=64), {**ON, "block_size": 48}]
@@ -254,6 +259,22 @@ def test_a_patch_without_target_fails_loudly() -> None:
         patch(Found, "of_class", more, ("known",))
     assert Found().method(1) == [1, "more"]
     assert Found.of_class(1) == [Found, 1, "more"]
+
+
+@pytest.mark.slow
+def test_several_api_servers(model: Path, tmp_path: Path) -> None:
+    """Answers come back to the front-end process that the client asked."""
+    server = Server(model, tmp_path / "log", {"profile": "skeleton"}, "--api-server-count", "2")
+    try:
+        server.wait_ready()
+        asked = range(8)  # the kernel deals connections out to both processes
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = list(pool.map(lambda _: server.ask()[0], asked))
+        assert {answer.tokens for answer in answers} == {answers[0].tokens}
+        assert all(answer.summary["forks"] == 1 for answer in answers)
+        server.wait_idle()
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow

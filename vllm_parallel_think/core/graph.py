@@ -125,7 +125,6 @@ class Lane:
     Attributes:
         depth: 0 for the trunk, 1 for its paths, and so on.
         room: KV blocks the lane may fill in the index space of the join.
-        origin: Node behind which the lane was opened; ``None`` for the trunk.
         nodes: Own nodes, without those of inner lanes.
         all_nodes: Own nodes and those of inner lanes, in visible order.
         complete: Whether nothing more will be written in this lane.
@@ -137,7 +136,6 @@ class Lane:
 
     depth: int
     room: int
-    origin: Node | None
     nodes: list[Node] = field(default_factory=list)
     all_nodes: list[Node] = field(default_factory=list)
     complete: bool = False

@@ -155,7 +155,7 @@ class Group:
         self._prompt_len = len(prompt)
         self.opening = grammar.forced(self._profile.opening)
         self._first_only = grammar.forced(self._profile.join.first_only)
-        trunk = Lane(depth=0, room=limits.index_blocks, origin=None)
+        trunk = Lane(depth=0, room=limits.index_blocks)
         self.trunk = self._add_node(
             Kind.TRUNK,
             trunk,
@@ -300,6 +300,16 @@ class Group:
             tokens.extend([seen.tokens[-1]] * (-len(seen.tokens) % block_size))
         return tokens
 
+    def written_before(self, node: Node) -> list[int]:
+        """Return the answer's tokens that a branch sees in front of its first sampled one."""
+
+        def own(seen: Node) -> int:
+            # A linear copy is hidden, as the client has it already, but it was written.
+            return 0 if seen.kind is Kind.CONCLUSION else seen.num_hidden
+
+        tokens = [token for seen in node.prefix for token in seen.tokens[own(seen) :]]
+        return tokens + node.tokens[own(node) : node.num_given]
+
     def blocks_of(self, node: Node) -> int:
         """Return how many KV blocks a node's own tokens fill."""
         return -(-len(node.tokens) // self._limits.block_size)
@@ -350,13 +360,12 @@ class Group:
                 first = max(node.num_given, len(node.tokens) - missing)
                 pending = node.tokens[node.num_hidden : node.num_hidden + node.num_pending]
                 tail = pending + node.tokens[first:] + tail
-        piece = self._grammar.vocabulary.piece
         return {
             "path": lane.name,
             "title": lane.title,
             "tokens": sum(node.num_sampled for node in lane.all_nodes),
             "done": lane.complete,
-            "tail": "".join(map(piece, tail[-LIVE_TOKENS:])),
+            "tail": self._grammar.vocabulary.text(tail[-LIVE_TOKENS:]).strip("\ufffd"),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -411,7 +420,9 @@ class Group:
         if left < max(rule.min_tokens_left, count):
             return "max_tokens"
         needed = self._min_path_blocks(seen.names[:count])
-        if self._path_room(node, count) < needed:
+        if self._path_room(node, count) < needed or not self._positions_fit(
+            node, seen.names[:count]
+        ):
             return "max_model_len"
         if not self._limits.has_room(count * needed):
             return "held_kv_fraction"
@@ -433,6 +444,27 @@ class Group:
             conclusion += -(-(1 + len(after)) // block_size)
         inside = self._close_blocks() if node.depth else 0
         return (node.lane.room - used - conclusion - inside) // count
+
+    def _positions_fit(self, node: Node, names: Sequence[PathName]) -> bool:
+        """Whether paths that start further and further on all end below the model's length.
+
+        Without a stride a position is never above the token's place in the index space.
+        """
+        stride, start = self._profile.path.stride, self._profile.path.start
+        if not stride:
+            return True
+        longest = max(len(self._grammar.forced(start, name)) for name in names)
+        first = node.tag_end + (len(names) - 1) * stride + longest
+        return self._positions_left(first, in_path=True) >= MIN_PATH_TOKENS
+
+    def _positions_left(self, position: int, *, in_path: bool) -> int:
+        """Positions for sampled tokens from here on, less those of what must still follow."""
+        behind = 1
+        if in_path:
+            rule = self._profile
+            parts = (rule.path.close, rule.path.after, rule.join.start)
+            behind += MIN_CONCLUSION_TOKENS + sum(len(self._grammar.forced(p)) for p in parts)
+        return self._limits.index_blocks * self._limits.block_size - position - behind
 
     def _used(self, lane: Lane) -> int:
         return sum(self.blocks_of(node) for node in lane.all_nodes if not node.retired)
@@ -503,11 +535,10 @@ class Group:
         critical = node.critical_before + node.num_sampled
         budget = self._options.path_tokens or self._profile.path.max_tokens
         own = critical + budget if budget is not None else None
-        for name in names:
+        for number, name in enumerate(names):
             lane = Lane(
                 depth=node.depth + 1,
                 room=room,
-                origin=node,
                 fork=fork,
                 name=name.name,
                 title=name.title,
@@ -519,9 +550,9 @@ class Group:
                 Kind.PATH,
                 lane,
                 prefix=(*node.prefix, node),
-                start=node.tag_end,
+                start=node.tag_end + number * self._profile.path.stride,
                 given=list(self._grammar.forced(self._profile.path.start, name)),
-                num_hidden=len(self._first_only) if len(fork.lanes) > 1 else 0,
+                num_hidden=len(self._first_only) if number else 0,
                 critical_before=critical,
                 after=after,
             )
@@ -540,7 +571,7 @@ class Group:
         given = list(self._grammar.forced(self._profile.join.start))
         if self._join_mode == "kv":
             prefix = (*parent.prefix, parent, *inner)
-            start, copies = max(lane.end for lane in fork.lanes), []
+            start, copies = self._join_position(fork), []
         else:
             prefix = (*parent.prefix, parent)
             start, copies = parent.end, [t for n in inner for t in n.tokens[n.num_hidden :]]
@@ -557,6 +588,13 @@ class Group:
             critical_before=critical,
             after=inner[-1],
         )
+
+    def _join_position(self, fork: Fork) -> int:
+        """Return the position of a conclusion's first token over reused K/V."""
+        if self._profile.join.position == "total":
+            lengths = (lane.end - lane.nodes[0].start for lane in fork.lanes)
+            return fork.parent.tag_end + sum(lengths)
+        return max(lane.end for lane in fork.lanes)
 
     def _add_node(
         self,
@@ -610,6 +648,8 @@ class Group:
         if node.kind is not Kind.TRUNK:
             room = lane.room - self._used(lane) - (self._close_blocks() if lane.depth else 0)
             limits.append(room * self._limits.block_size - len(node.tokens) - 1)
+            if self._profile.path.stride:
+                limits.append(self._positions_left(node.end, in_path=lane.depth > 0))
         if lane.budget_end is not None:
             limits.append(lane.budget_end - node.critical_before)
         if self._options.critical_tokens is not None:

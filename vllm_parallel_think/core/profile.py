@@ -68,6 +68,8 @@ class PathRule:
         end: Any of these tags, once generated, ends the path.
         close: Forced when a path ends in any other way (end of sequence, budget).
         after: Forced behind every path's end tag; does not count for the conclusion's position.
+        stride: Path ``i`` (from 0) starts at the position behind the trigger plus ``i * stride``;
+            0 starts all of them there.
         open: Tag a model writes to open a path by itself; pairs with ``end`` in sequential blocks.
         max_tokens: Budget of a path unless the request sets its own; ``None`` is unlimited.
 
@@ -77,6 +79,7 @@ class PathRule:
     end: tuple[Tag, ...]
     close: Forced = ()
     after: Forced = ()
+    stride: int = 0
     open: Tag | None = None
     max_tokens: int | None = None
 
@@ -88,6 +91,9 @@ class JoinRule:
     Attributes:
         start: Forced at the start of the conclusion; must not be empty.
         mode: ``kv`` reuses the K/V of all paths; ``reprefill`` computes a linear, causal copy.
+        position: Where a conclusion over reused K/V starts: behind the ``longest`` path (the one
+            that reaches furthest), or behind the ``total`` of all paths laid end to end. A linear
+            copy has the positions of its text.
         first_only: Forced text at the start of every path that only the first one keeps in the
             answer (it must be how ``[path] start`` begins).
         end: Any of these tags, once generated in a conclusion of the trunk, ends the answer; empty
@@ -97,6 +103,7 @@ class JoinRule:
 
     start: Forced
     mode: Literal["kv", "reprefill"] = "kv"
+    position: Literal["longest", "total"] = "longest"
     first_only: Forced = ()
     end: tuple[Tag, ...] = ()
 
@@ -129,10 +136,12 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
     "max_outline_tokens": int,
     "max_tokens": int,
     "max_depth": int,
+    "stride": int,
     "on_end": bool,
     "when_full": bool,
     "once": bool,
     "mode": str,
+    "position": str,
     "name": str,
     "summary": str,
     "open": (str, int),
@@ -242,6 +251,12 @@ def _check(profile: Profile, source: str) -> None:
         raise OptionError(f"{where}: [fork] trigger and [path] end must name at least one tag")
     if profile.join.mode not in ("kv", "reprefill"):
         raise OptionError(f"{where}, [join]: mode must be 'kv' or 'reprefill'")
+    if profile.join.position not in ("longest", "total"):
+        raise OptionError(f"{where}, [join]: position must be 'longest' or 'total'")
+    if profile.path.stride < 0 or (profile.path.stride and profile.max_depth > 1):
+        raise OptionError(
+            f"{where}, [path]: stride must be 0 or more, and 0 if max_depth is above 1"
+        )
     first = "".join(map(str, profile.join.first_only))
     if not "".join(map(str, profile.path.start)).startswith(first):
         raise OptionError(f"{where}, [join]: first_only must be how [path] start begins")

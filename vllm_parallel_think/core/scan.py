@@ -8,10 +8,11 @@ several pieces (whatever the split) are found alike; a tag given as a token id m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .errors import OptionError
 from .profile import Forced, Profile, Tag
 
 
@@ -20,6 +21,9 @@ class Vocabulary(Protocol):
 
     def piece(self, token_id: int) -> str:
         """Return the text of one token, special tokens included."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens in a row: a character may take several of them."""
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text without adding special tokens around it."""
@@ -48,6 +52,12 @@ class BranchEnd:
 
 Event = ForkSeen | BranchEnd
 
+_INCOMPLETE = "\ufffd"
+"""How a tokenizer writes bytes that are not a whole character."""
+
+_MAX_BYTES = 4
+"""Bytes of the longest character in UTF-8: no more tokens than that share one."""
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -55,6 +65,20 @@ class Grammar:
 
     profile: Profile
     vocabulary: Vocabulary
+
+    def check(self) -> None:
+        """Refuse a profile whose forced starts are no tokens with this tokenizer.
+
+        Raises:
+            OptionError: Names the table; a branch needs a first token.
+
+        """
+        for table, rule in (("path", self.profile.path), ("join", self.profile.join)):
+            if not self.forced(rule.start, PathName("1", "")):
+                raise OptionError(
+                    f"profile {self.profile.name}, [{table}]: the model's tokenizer makes no token "
+                    f"of start = {list(rule.start)}; it must make at least one"
+                )
 
     def forced(self, parts: Forced, path: PathName | None = None) -> tuple[int, ...]:
         """Tokenise forced text, filling in ``{name}`` and ``{title}``."""
@@ -111,7 +135,8 @@ class Scanner:
         forks: bool,
     ) -> None:
         self._rule = grammar.profile.fork
-        self._piece: Callable[[int], str] = grammar.vocabulary.piece
+        self._vocabulary = grammar.vocabulary
+        self._partial: list[int] = []
         self._inner_open = grammar.profile.path.open if in_path else None
         self._ends = ends
         self._max_names = max_names
@@ -126,7 +151,7 @@ class Scanner:
 
     def feed(self, token_id: int) -> Event | None:
         """Take the next sampled token; return what it completed, if anything."""
-        piece = self._piece(token_id)
+        piece = self._completed_by(token_id)
         text = self._text = self._text + piece
         self._num_tokens += 1
 
@@ -141,7 +166,7 @@ class Scanner:
         if begin := end_of(self._rule.names_after):
             self._text, self._reads_names = text[begin:], True
         if not self._reads_names:
-            self._text = text[-self._longest_tag :]
+            self._text = text[max(0, len(text) - self._longest_tag) :]
         # Ends first, as a grammar may fork and end paths by the same text.
         if end_of(self._inner_open):
             self._inner_paths += 1
@@ -157,6 +182,18 @@ class Scanner:
                 self._start_block()
             return seen
         return self._outline_is_full(piece)
+
+    def _completed_by(self, token_id: int) -> str:
+        """Return the text that a token completes; what it only begins comes with a later one."""
+        piece = self._vocabulary.piece(token_id)
+        if not self._partial and _INCOMPLETE not in piece:
+            return piece
+        self._partial.append(token_id)
+        piece = self._vocabulary.text(self._partial)
+        if piece.endswith(_INCOMPLETE) and len(self._partial) < _MAX_BYTES:
+            return ""
+        self._partial.clear()
+        return piece
 
     def _tags(self) -> Iterator[str]:
         """Yield the texts to look for, which bound how much of the past must be kept."""
