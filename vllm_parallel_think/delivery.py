@@ -9,7 +9,7 @@ from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutpu
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
-from .core.group import Emission, Finish
+from .core.exchange import Emission, Finish
 from .core.options import CONFIG_KEY
 
 LIVE_KEY = "parallel_think_live"

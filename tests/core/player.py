@@ -8,8 +8,9 @@ from typing import Any
 
 from vocabularies import Pieces, tags
 
+from vllm_parallel_think.core.exchange import Cause, Chunk, Finish, Limits, Verdict
 from vllm_parallel_think.core.graph import Kind, Node, State
-from vllm_parallel_think.core.group import Cause, Chunk, Finish, Group, Limits, Verdict
+from vllm_parallel_think.core.group import Group
 from vllm_parallel_think.core.options import RequestOptions
 from vllm_parallel_think.core.profile import Profile, load_profile
 from vllm_parallel_think.core.scan import Grammar

@@ -9,8 +9,8 @@ from player import EOS, STOP, Player
 from samples import DEEP, MULTIVERSE, NESTED, R1_TOY, SKELETON_TOY, TOY, TOYS
 from vocabularies import ALL, Pieces, chars, odd
 
+from vllm_parallel_think.core.exchange import Cause, Finish, Verdict
 from vllm_parallel_think.core.graph import Kind, State
-from vllm_parallel_think.core.group import Cause, Finish, Verdict
 from vllm_parallel_think.core.profile import Profile, load_profile
 
 TOY_TEXT = Player("multiverse", TOY).run().text

@@ -13,9 +13,10 @@ from player import EOS, STOP, Player
 from samples import DEEP, MULTIVERSE, NESTED, NPR_TOY, R1_TOY, SKELETON_TOY, TOY, TOYS
 from vocabularies import ALL, tags
 
+from vllm_parallel_think.core.exchange import Finish
 from vllm_parallel_think.core.graph import Kind, State
-from vllm_parallel_think.core.group import MIN_CONCLUSION_TOKENS, MIN_PATH_TOKENS, Finish
 from vllm_parallel_think.core.profile import load_profile
+from vllm_parallel_think.core.room import MIN_CONCLUSION_TOKENS, MIN_PATH_TOKENS
 
 RANDOM = settings(
     deadline=None, max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck)

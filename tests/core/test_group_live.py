@@ -7,7 +7,7 @@ from player import EOS, Player
 from samples import DEEP, MULTIVERSE, SKELETON_TOY, TOY, TOYS
 from vocabularies import ALL, chars
 
-from vllm_parallel_think.core.group import LIVE_TOKENS
+from vllm_parallel_think.core.live import LIVE_TOKENS
 
 
 def lanes(player: Player) -> list[tuple[str, int, bool]]:

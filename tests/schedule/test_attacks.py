@@ -11,7 +11,7 @@ import pytest
 from vllm.v1.request import Request
 
 from tests.engine.tiny import EOS, VOCAB_SIZE, IdGrammar
-from vllm_parallel_think.core.group import Cause
+from vllm_parallel_think.core.exchange import Cause
 
 from .test_schedules import prompt, simulate
 

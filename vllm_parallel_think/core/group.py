@@ -8,111 +8,19 @@ their size.
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from .exchange import Cause, Chunk, Emission, Finish, Limits, Verdict
 from .graph import Fork, Kind, Lane, Node, State
+from .live import show_path
 from .options import RequestOptions
 from .profile import Forced
+from .room import Room
 from .scan import BranchEnd, ForkSeen, Grammar, PathName
 
-MIN_PATH_TOKENS = 16
-"""A fork must leave every path room for this many sampled tokens."""
-
-MIN_CONCLUSION_TOKENS = 32
-"""A fork must leave the conclusion room for this many sampled tokens."""
-
-
-LIVE_TOKENS = 64
-"""Tokens of each path that a live view shows."""
-
 _NOTHING: Any = object()
-
-
-class Verdict(enum.Enum):
-    """What a branch does after a sampled token."""
-
-    CONTINUE = "continue"
-    CLOSE = "close"
-    """Run one more step, so that the last token gets its K/V, then end."""
-    END = "end"
-    """End now; the last token has no K/V yet."""
-
-
-class Cause(enum.Enum):
-    """Why a branch's vLLM request ended."""
-
-    CLOSED = "closed"
-    """The step after :attr:`Verdict.CLOSE` was run."""
-    VERDICT = "verdict"
-    """The group asked for it with :attr:`Verdict.END`."""
-    EOS = "eos"
-    STOP_TOKEN = "stop_token"
-    LENGTH = "length"
-    """The engine's own limit."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the server and the engine allow one group.
-
-    Attributes:
-        block_size: Tokens a KV block.
-        index_blocks: Blocks that one vLLM request may span.
-        max_tokens: Most visible tokens of the answer.
-        max_forks: Most forks.
-        has_room: Whether the pool can take this many more held blocks.
-
-    """
-
-    block_size: int
-    index_blocks: int
-    max_tokens: int
-    max_forks: int
-    has_room: Callable[[int], bool]
-
-
-@dataclass(frozen=True)
-class Finish:
-    """How the answer ended, in vLLM's words."""
-
-    reason: Literal["stop", "length"]
-    stop_reason: int | str | None = None
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Sampled tokens as the engine produced them.
-
-    Attributes:
-        num_tokens: How many tokens the payload stands for.
-        payload: The adapter's own object.
-
-    """
-
-    num_tokens: int
-    payload: Any
-
-
-@dataclass(frozen=True)
-class Emission:
-    """Tokens whose turn has come.
-
-    Attributes:
-        payload: The adapter's object, or ``None`` for forced tokens.
-        keep: How many of the payload's tokens the client sees.
-        forced: Forced tokens, if ``payload`` is ``None``.
-        finish: Set on the last emission of the answer.
-
-    """
-
-    payload: Any
-    keep: int
-    forced: tuple[int, ...] = ()
-    finish: Finish | None = None
 
 
 class Group:
@@ -129,6 +37,8 @@ class Group:
         self._options = options
         self._limits = limits
         self._profile = grammar.profile
+        self._room = Room(grammar, options, limits)
+        self.blocks_of = self._room.blocks_of
         self._join_mode = options.join or self._profile.join.mode
         self.finish: Finish | None = None
         self.finished = False
@@ -310,10 +220,6 @@ class Group:
         tokens = [token for seen in node.prefix for token in seen.tokens[own(seen) :]]
         return tokens + node.tokens[own(node) : node.num_given]
 
-    def blocks_of(self, node: Node) -> int:
-        """Return how many KV blocks a node's own tokens fill."""
-        return -(-len(node.tokens) // self._limits.block_size)
-
     @property
     def blocks_needed(self) -> int:
         """Blocks that computing the whole group again takes, with one to grow for each branch."""
@@ -351,22 +257,7 @@ class Group:
         """
         if not self._options.live or self._latest_fork is None:
             return None
-        return [self._show(lane) for lane in self._latest_fork.lanes]
-
-    def _show(self, lane: Lane) -> dict[str, Any]:
-        tail: list[int] = []
-        for node in reversed(lane.all_nodes):
-            if (missing := LIVE_TOKENS - len(tail)) > 0:
-                first = max(node.num_given, len(node.tokens) - missing)
-                pending = node.tokens[node.num_hidden : node.num_hidden + node.num_pending]
-                tail = pending + node.tokens[first:] + tail
-        return {
-            "path": lane.name,
-            "title": lane.title,
-            "tokens": sum(node.num_sampled for node in lane.all_nodes),
-            "done": lane.complete,
-            "tail": self._grammar.vocabulary.text(tail[-LIVE_TOKENS:]).strip("\ufffd"),
-        }
+        return [show_path(lane, self._grammar.vocabulary) for lane in self._latest_fork.lanes]
 
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
@@ -419,67 +310,12 @@ class Group:
         left = self._limits.max_tokens - (node.end - self._prompt_len)
         if left < max(rule.min_tokens_left, count):
             return "max_tokens"
-        needed = self._min_path_blocks(seen.names[:count])
-        if self._path_room(node, count) < needed or not self._positions_fit(
-            node, seen.names[:count]
-        ):
+        names = seen.names[:count]
+        if not self._room.fits_in_index(node, names):
             return "max_model_len"
-        if not self._limits.has_room(count * needed):
+        if not self._limits.has_room(count * self._room.min_path_blocks(names)):
             return "held_kv_fraction"
         return None
-
-    def _path_room(self, node: Node, count: int) -> int:
-        """Blocks each of ``count`` paths may fill, so that the conclusion's index space fits.
-
-        A conclusion spans its prefix and all paths, block by block, which is far more than its
-        positions; sharing the room out at the fork makes a path's length independent of its
-        siblings.
-        """
-        block_size = self._limits.block_size
-        used = self._used(node.lane)
-        start = len(self._grammar.forced(self._profile.join.start))
-        conclusion = -(-(start + MIN_CONCLUSION_TOKENS + 1) // block_size)
-        after = self._grammar.forced(self._profile.fork.after)
-        if after and node.kind is not Kind.CLOSE:  # a node of its own, with the trigger
-            conclusion += -(-(1 + len(after)) // block_size)
-        inside = self._close_blocks() if node.depth else 0
-        return (node.lane.room - used - conclusion - inside) // count
-
-    def _positions_fit(self, node: Node, names: Sequence[PathName]) -> bool:
-        """Whether paths that start further and further on all end below the model's length.
-
-        Without a stride a position is never above the token's place in the index space.
-        """
-        stride, start = self._profile.path.stride, self._profile.path.start
-        if not stride:
-            return True
-        longest = max(len(self._grammar.forced(start, name)) for name in names)
-        first = node.tag_end + (len(names) - 1) * stride + longest
-        return self._positions_left(first, in_path=True) >= MIN_PATH_TOKENS
-
-    def _positions_left(self, position: int, *, in_path: bool) -> int:
-        """Positions for sampled tokens from here on, less those of what must still follow."""
-        behind = 1
-        if in_path:
-            rule = self._profile
-            parts = (rule.path.close, rule.path.after, rule.join.start)
-            behind += MIN_CONCLUSION_TOKENS + sum(len(self._grammar.forced(p)) for p in parts)
-        return self._limits.index_blocks * self._limits.block_size - position - behind
-
-    def _used(self, lane: Lane) -> int:
-        return sum(self.blocks_of(node) for node in lane.all_nodes if not node.retired)
-
-    def _min_path_blocks(self, names: Sequence[PathName]) -> int:
-        start = self._profile.path.start
-        longest = max(len(self._grammar.forced(start, name)) for name in names)
-        # One more, as the step that computes an end tag samples a token of no use.
-        length = longest + MIN_PATH_TOKENS + 1
-        return -(-length // self._limits.block_size) + self._close_blocks()
-
-    def _close_blocks(self) -> int:
-        rule = self._profile.path
-        length = 1 + sum(len(self._grammar.forced(part)) for part in (rule.close, rule.after))
-        return -(-length // self._limits.block_size)
 
     def _follow(self, node: Node, ending: tuple[PathName, ...] | None, *, pending: bool) -> None:
         """Go on behind a tag, once what is forced behind it is computed."""
@@ -523,7 +359,7 @@ class Group:
 
     def _fork(self, node: Node, names: tuple[PathName, ...]) -> None:
         names = names[: self._options.max_paths]
-        room = self._path_room(node, len(names))
+        room = self._room.path_room(node, len(names))
         fork = Fork(node)
         if node.depth == 0:
             self._latest_fork = fork
@@ -636,28 +472,11 @@ class Group:
             scanner=scanner,
         )
         self._num_nodes += 1
-        node.limit = self._limit(node)
+        node.limit = self._room.limit(node, sum(n.num_visible for n in self._order))
         lane.nodes.append(node)
         lane.all_nodes.append(node)
         self._order.insert(0 if after is None else self._order.index(after) + 1, node)
         return node
-
-    def _limit(self, node: Node) -> int | None:
-        """Most tokens a node may sample: by index space, budgets, and what the client can see."""
-        lane, limits = node.lane, []
-        if node.kind is not Kind.TRUNK:
-            room = lane.room - self._used(lane) - (self._close_blocks() if lane.depth else 0)
-            limits.append(room * self._limits.block_size - len(node.tokens) - 1)
-            if self._profile.path.stride:
-                limits.append(self._positions_left(node.end, in_path=lane.depth > 0))
-        if lane.budget_end is not None:
-            limits.append(lane.budget_end - node.critical_before)
-        if self._options.critical_tokens is not None:
-            limits.append(self._options.critical_tokens - node.critical_before)
-        if node.kind is Kind.CONCLUSION and lane.depth == 0:
-            before = sum(n.num_visible for n in self._order) + node.num_visible
-            limits.append(self._limits.max_tokens - before)
-        return max(1, min(limits)) if limits else None
 
     def _drop_behind(self, node: Node) -> None:
         """A stop token ended the answer here: nothing behind it will be seen."""

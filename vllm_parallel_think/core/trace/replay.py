@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..exchange import Cause, Limits, Verdict
 from ..graph import Kind, Lane, Node, State
-from ..group import Cause, Group, Limits, Verdict
+from ..group import Group
 from ..options import RequestOptions
 from ..profile import Profile
 from ..scan import BranchEnd, Event, ForkSeen, Grammar, Scanner, Vocabulary
