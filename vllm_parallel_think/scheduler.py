@@ -424,26 +424,25 @@ class GroupSchedulerMixin(GivingWayMixin):
             self._submit_ready(family)
         released: list[EngineCoreOutput] = []
         summary = live = None
+        # The front end looks for stop strings: any output may turn out to be the last one.
+        may_end = bool(family.root.sampling_params and family.root.sampling_params.stop)
         for emission in group.release():
             if summary is None:
                 summary, live = group.summary(), group.live_view()
             final = emission.finish is not None
             if not group.branched and emission.payload is not None:
                 output = emission.payload
-                if final:
-                    output.kv_transfer_params = {
-                        **(output.kv_transfer_params or {}),
-                        CONFIG_KEY: summary,
-                    }
+                if final or may_end:
+                    delivery.attach(output, CONFIG_KEY, summary)
             else:
-                show = group.branched or final
+                show = group.branched or final or may_end
                 output = delivery.to_output(family.root, emission, summary if show else None)
                 if not group.branched:
                     self._move_prefill_stats(group, output)
             # A path that was held back is released by the thousand tokens.
             if not (released and delivery.merge(released[-1], output)):
                 released.append(output)
-        if live is not None and released:
+        if live is not None and released and not group.finished:
             delivery.attach(released[-1], delivery.LIVE_KEY, live)
         if group.finished:
             self._end(family)

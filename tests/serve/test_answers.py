@@ -148,6 +148,16 @@ def test_stop_string_inside_a_path(server: Server, whole: Answer) -> None:
         server.wait_idle()
 
 
+def test_stop_string_in_front_of_the_fork(server: Server, whole: Answer) -> None:
+    opening = "Short outline:\n1."
+    stop = whole.text[len(opening) : len(opening) + 4]
+    for stream in (False, True):
+        (answer,) = server.ask(stop=stop, stream=stream)
+        assert answer.text == whole.text[: whole.text.index(stop)]
+        assert answer.summary["forks"] == 0
+        assert answer.summary["parallelism_ratio"] == 1.0
+
+
 def test_max_tokens_cuts_exactly(server: Server, whole: Answer) -> None:
     cuts = [NUM_OPENING + 1, len(whole.tokens) // 2, len(whole.tokens) - 2]
     with ThreadPoolExecutor() as pool:
@@ -189,7 +199,7 @@ def test_ignore_eos_runs_to_the_limit(server: Server, plain: Answer) -> None:
 @pytest.mark.slow
 def test_penalties_act(server: Server) -> None:
     """On a text long enough to repeat itself where nothing holds it back."""
-    penalties = {"presence_penalty": 2.0, "frequency_penalty": 1.0, "repetition_penalty": 1.3}
+    penalties = {"presence_penalty": 2.0, "frequency_penalty": 1.0, "repetition_penalty": 1.1}
     body = {"vllm_xargs": {**XARGS, "parallel_think": "endless"}, "max_tokens": 110}
     with ThreadPoolExecutor() as pool:
         free = pool.submit(server.ask, **body)
@@ -325,3 +335,5 @@ def test_live_chunks_show_all_paths_grow(server: Server, whole: Answer) -> None:
     assert all(path["done"] and path["tail"] for path in views[-1])
     text = "".join(c["delta"].get("content") or "" for k in chunks for c in k["choices"])
     assert text == whole.text
+    answer = server.post("/v1/chat/completions", **{**body, "stream": False}).json()
+    assert list(answer["kv_transfer_params"]) == ["parallel_think"]
