@@ -9,8 +9,8 @@ from packaging.version import Version
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import CpuArchEnum, current_platform
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from . import admission, streaming
 from .core.errors import OptionError

@@ -185,15 +185,18 @@ class GroupSchedulerMixin(GivingWayMixin):
             return output
         return with_groups(output, headers, has_branches, self._written(output))
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(
+        self, request: Request, *bounds: Any
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        # vLLM 0.33 adds a bound on the hit, for outputs that configure.py refuses.
         branch = self._families.branch(request.request_id)
         if branch is None or not branch.node.prefix:
-            return super()._get_local_prefix_cache_hit(request)
+            return super()._get_local_prefix_cache_hit(request, *bounds)
         try:
             blocks = self._ledger.prefix(branch.node)
         except KeyError as error:
             self._fault(branch.family, error)
-            return super()._get_local_prefix_cache_hit(request)
+            return super()._get_local_prefix_cache_hit(request, *bounds)
         return KVCacheBlocks((blocks,)), len(blocks) * self.block_size, 0, False
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
