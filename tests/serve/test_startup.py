@@ -216,7 +216,7 @@ def test_nothing_is_touched_without_the_key(model: Path) -> None:
     without, once, again, same = run_script(UNTOUCHED, str(model))
     assert without["scheduler"] is None
     assert without["worker"] == "vllm.v1.worker.cpu_worker.CPUWorker"
-    assert without["block_size"] == 128
+    assert without["block_size"] in (16, 128)  # vLLM 0.33 decides later
     assert without["modules"] == ["vllm_parallel_think", "vllm_parallel_think.plugin"]
     assert not any(without["patched"])
     assert once["scheduler"] == "vllm_parallel_think.scheduler.GroupScheduler"
