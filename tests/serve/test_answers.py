@@ -126,7 +126,7 @@ def test_responses_and_messages(server: Server) -> None:
     with server.http.stream("POST", "/v1/responses", json=body) as response:
         events = [line for line in response.iter_lines() if line.startswith("data: {")]
     last = json.loads(events[-1].removeprefix("data: "))
-    assert last["type"] == "response.completed"
+    assert last["type"] in ("response.completed", "response.incomplete")  # by vLLM's version
     assert last["response"]["kv_transfer_params"]["parallel_think"]["profile"] == "skeleton"
     body = {"model": MODEL_NAME, "messages": FRUITS[-1:], "max_tokens": 24, "stream": True}
     with server.http.stream("POST", "/v1/messages", json=body) as response:
