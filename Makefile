@@ -8,6 +8,7 @@ PROFILE ?= skeleton
 PY = $(VENV)/bin/python
 
 ifndef MODEL
+SERVED_NAME = --served-model-name SmolLM2-135M-Instruct
 MODEL = "$$($(PY) deploy/local/smollm2.py)"
 NEEDS_MODEL = model
 endif
@@ -28,7 +29,7 @@ demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside 
 	@$(PY) deploy/local/demo.py --model $(MODEL)
 
 serve: env $(NEEDS_MODEL) ## an OpenAI-compatible server with the plugin on the CPU
-	VLLM_CPU_NUM_OF_RESERVED_CPU=0 PATH="$(abspath $(VENV))/bin:$$PATH" vllm serve $(MODEL) \
+	VLLM_CPU_NUM_OF_RESERVED_CPU=0 PATH="$(abspath $(VENV))/bin:$$PATH" vllm serve $(MODEL) $(SERVED_NAME) \
 		--host $(HOST) --port $(PORT) --dtype float32 --enforce-eager \
 		--additional-config '{"parallel_think": {"profile": "$(PROFILE)"}}'
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vllm.config import VllmConfig
 
+from .core.errors import OptionError
 from .core.options import CONFIG_KEY, ServerOptions
 from .core.profile import Profile, builtin_profiles, load_profile
 
@@ -35,14 +36,24 @@ class Settings:
         """
         profiles = {name: load_profile(name) for name in builtin_profiles()}
         for path in options.profiles:
-            profile = load_profile(path)
-            profiles[profile.name] = profile
+            cls._add(profiles, path)
         default = "off"
-        if options.profile != "off":
-            chosen = profiles.get(options.profile) or load_profile(options.profile)
-            profiles[chosen.name] = chosen
-            default = chosen.name
+        if options.profile in profiles:
+            default = options.profile
+        elif options.profile != "off":
+            default = cls._add(profiles, options.profile)
         return cls(options, profiles, default)
+
+    @staticmethod
+    def _add(profiles: dict[str, Profile], path: str) -> str:
+        """Load a profile file; return its name."""
+        profile = load_profile(path)
+        if profile.name in (*builtin_profiles(), "off"):
+            raise OptionError(
+                f"profile {path}: the name {profile.name!r} is taken; choose another one"
+            )
+        profiles[profile.name] = profile
+        return profile.name
 
     @classmethod
     def from_config(cls, vllm_config: VllmConfig) -> Settings:

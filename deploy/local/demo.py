@@ -30,10 +30,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-QUESTION = "What should I think about when I buy a used car?"
+QUESTION = "How do I stay healthy?"
 MODEL_NAME = "SmolLM2-135M-Instruct"
 START_SECONDS = 300
-PANEL_LINES = 9
+PANEL_LINES = 9 if (os.get_terminal_size().lines if sys.stdout.isatty() else 40) >= 32 else 3
+MIN_WIDTH = 18
 
 console = Console()
 
@@ -160,16 +161,21 @@ def ask(client: OpenAI, question: str, max_tokens: int, **xargs: Any) -> Iterato
 
 def view(question: str, answer: Answer) -> Group:
     """Draw the answer in the order of the text, and its paths side by side."""
-    shown = answer.text[-900:]
+    rows = (console.height or 24) - 3
+    across = max(1, min(len(answer.paths), (console.width - 4) // MIN_WIDTH))
+    path_rows = -(-len(answer.paths) // across) * (PANEL_LINES + 2) if answer.paths else 0
+    # Whole lines from the end of the text, as many as fit below the paths.
+    wrapped = Text(answer.text).wrap(console, console.width - 4)
+    shown = Text("\n").join(wrapped[-max(2, rows - path_rows - 5) :])
     parts: list[Any] = [
         Panel(Text(question), title="question", border_style="blue"),
-        Panel(Text(shown), title=f"the client's text so far, {answer.seconds:.0f} s"),
+        Panel(shown, title=f"the client's text so far, {answer.seconds:.0f} s"),
     ]
     if answer.paths:
-        width = max(24, (console.width - 4) // len(answer.paths) - 1)
+        width = (console.width - 4) // across - 1
         panels = [
             Panel(
-                Text("\n".join(Text(path["tail"]).plain.splitlines()[-PANEL_LINES:])),
+                Text("\n").join(Text(path["tail"]).wrap(console, width - 4)[-PANEL_LINES:]),
                 title=f"{path['path']}. {path['title']}"[: width - 4],
                 subtitle=f"{path['tokens']} tokens{', done' if path['done'] else ''}",
                 border_style="green" if path["done"] else "yellow",
@@ -185,15 +191,18 @@ def view(question: str, answer: Answer) -> Group:
 def show(question: str, answers: Iterator[Answer]) -> Answer:
     """Follow an answer on the terminal; return it when it is complete."""
     if not console.is_terminal:
+        console.print(f"question: {question}", markup=False)
         answer = last(answers)
         for path in answer.paths:
             console.print(f"  path {path['path']} ({path['title']}): {path['tokens']} tokens")
         console.print(answer.text, markup=False)
         return answer
     answer = Answer()
+    # The view fits the screen while it moves; the whole text is printed at the end.
     with Live(console=console, refresh_per_second=8, vertical_overflow="crop") as live:
         for answer in answers:
             live.update(view(question, answer))
+    console.print(Panel(Text(answer.text), title="the whole answer"))
     return answer
 
 
@@ -204,17 +213,22 @@ def last(answers: Iterator[Answer]) -> Answer:
 
 def table_of(parallel: Answer, chain: Answer) -> Table:
     """Compare the two answers."""
-    table = Table(title="The same question, the same number of tokens")
-    for name in ("", "wall time", "tokens", "tokens a second", "parallelism ratio"):
+    table = Table(title="The same question, the same number of sampled tokens")
+    for name in ("", "wall time", "sampled tokens", "tokens a second", "parallelism ratio"):
         table.add_column(name, justify="left" if not name else "right")
-    for name, answer in (("parallel paths", parallel), ("one chain", chain)):
+    sampled = parallel.summary["generated_tokens"]
+    for name, answer, tokens in (
+        ("parallel paths", parallel, sampled),
+        ("one chain", chain, chain.tokens),
+    ):
         table.add_row(
             name,
             f"{answer.seconds:.1f} s",
-            str(answer.tokens),
-            f"{answer.tokens / answer.seconds:.1f}",
+            str(tokens),
+            f"{tokens / answer.seconds:.1f}",
             f"{answer.summary.get('parallelism_ratio', 1.0):.2f}",
         )
+    table.caption = "parallelism ratio: sampled tokens over those of the longest chain"
     return table
 
 
@@ -241,9 +255,10 @@ def main() -> None:
                 pt_live=True,
             ),
         )
-        console.rule("one chain of as many tokens")
+        sampled = parallel.summary["generated_tokens"]
+        console.rule(f"one chain of as many sampled tokens ({sampled})")
         with console.status("the same question without branches"):
-            chain = last(ask(client, args.question, parallel.tokens, parallel_think="off"))
+            chain = last(ask(client, args.question, sampled, parallel_think="off"))
     console.print(table_of(parallel, chain))
     summary = parallel.summary
     console.print(

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from vllm_parallel_think.core import profile as profile_module
 from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.profile import builtin_profiles, load_profile, parse_profile
+from vllm_parallel_think.core.profile import (
+    ForkRule,
+    JoinRule,
+    PathRule,
+    Profile,
+    builtin_profiles,
+    load_profile,
+    parse_profile,
+)
 
 GOOD = """
 name = "toy"
@@ -28,6 +40,14 @@ def test_built_in_profiles_load_under_their_own_names():
     names = builtin_profiles()
     assert set(names) == {"multiverse", "npr", "parallel-r1", "skeleton", "threadweaver"}
     assert [load_profile(name).name for name in names] == list(names)
+
+
+def test_every_key_is_documented():
+    text = (Path(profile_module.__file__).parents[1] / "profiles" / "README.md").read_text("utf-8")
+    sections = re.split(r"\| `\[", text)
+    for section, rule in zip(sections, (Profile, ForkRule, PathRule, JoinRule), strict=True):
+        keys = {field.name for field in fields(rule)} - {"fork", "path", "join"}
+        assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == keys
 
 
 def test_file_is_a_profile_with_defaults(tmp_path):
