@@ -10,6 +10,9 @@ from vllm.v1.request import Request
 
 from .core.graph import Kind, Node, State
 
+GREEDY = 1e-5
+"""vLLM samples greedily below this temperature."""
+
 
 def branch_seed(seed: int, address: str) -> int:
     """Derive a branch's seed: the same for the same place in the tree, another elsewhere."""
@@ -17,7 +20,9 @@ def branch_seed(seed: int, address: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def branch_params(root: Request, node: Node, num_visible_before: int) -> SamplingParams:
+def branch_params(
+    root: Request, node: Node, num_visible_before: int, temperature: float | None = None
+) -> SamplingParams:
     """Return the client's sampling parameters, as one branch needs them."""
     assert root.sampling_params is not None
     params = copy.copy(root.sampling_params)
@@ -37,13 +42,22 @@ def branch_params(root: Request, node: Node, num_visible_before: int) -> Samplin
     params.max_tokens = (node.limit or 0) + 2
     if node.kind is Kind.CONCLUSION and node.depth == 0:
         params.min_tokens = max(0, root.sampling_params.min_tokens - num_visible_before)
+    if temperature is not None:
+        params.temperature = temperature
+        if temperature < GREEDY:  # as vLLM does when a request comes in
+            params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
     if params.seed is not None:
         params.seed = branch_seed(params.seed, node.address)
     return params
 
 
 def branch_request(
-    root: Request, node: Node, request_id: str, prefix: list[int], num_visible_before: int
+    root: Request,
+    node: Node,
+    request_id: str,
+    prefix: list[int],
+    num_visible_before: int,
+    temperature: float | None = None,
 ) -> Request:
     """Return a request that computes a node behind its padded prefix.
 
@@ -53,12 +67,13 @@ def branch_request(
         request_id: A fresh id.
         prefix: Token ids of the prefix, padded to whole blocks.
         num_visible_before: Visible tokens in front of the node.
+        temperature: Replaces the client's sampling temperature.
 
     """
     return Request(
         request_id=request_id,
         prompt_token_ids=[*prefix, *node.tokens],
-        sampling_params=branch_params(root, node, num_visible_before),
+        sampling_params=branch_params(root, node, num_visible_before, temperature),
         pooling_params=None,
         client_index=root.client_index,
         arrival_time=root.arrival_time,

@@ -52,6 +52,12 @@ def attach(output: EngineCoreOutput, key: str, value: Any) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), key: value}
 
 
+def introduce(output: EngineCoreOutput, first: EngineCoreOutput) -> None:
+    """Put what vLLM reports once, with a request's first output, on the first one that goes out."""
+    output.prefill_stats = first.prefill_stats
+    output.events = [*(first.events or []), *(output.events or [])] or None
+
+
 def merge(last: EngineCoreOutput, output: EngineCoreOutput) -> bool:
     """Add an output's tokens to the one in front of it, if nothing but tokens would be lost."""
     parts = (last, output)

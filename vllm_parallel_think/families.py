@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from .core.graph import Node
@@ -24,6 +25,8 @@ class Family:
         error: Why the family cannot go on, if it cannot.
         num_replays: How often it gave way.
         num_changes_seen: The group's changes that were acted upon.
+        first_output: The prompt's output, if it had no token of the answer: what it says of the
+            prompt goes out with the first one that has.
 
     """
 
@@ -35,6 +38,7 @@ class Family:
     error: str | None = None
     num_replays: int = 0
     num_changes_seen: int = 0
+    first_output: EngineCoreOutput | None = None
 
     @property
     def age(self) -> tuple[int, float, str]:

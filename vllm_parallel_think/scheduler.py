@@ -26,7 +26,7 @@ from . import delivery
 from .branches import branch_request
 from .core.errors import OptionError
 from .core.exchange import Cause, Chunk, Limits, Verdict
-from .core.graph import Kind, State
+from .core.graph import Kind, Node, State
 from .core.group import Group
 from .core.options import CONFIG_KEY, parse_request
 from .core.profile import builtin_profiles
@@ -54,6 +54,7 @@ class GroupSchedulerMixin(GivingWayMixin):
         super().__init__(*args, **kwargs)
         self._settings = Settings.from_config(self.vllm_config)
         self._grammars = self._usable_grammars()
+        self._profiles = {name: grammar.profile for name, grammar in self._grammars.items()}
         self._families = FamilyTable()
         self._headers = HeaderBook(self.block_size)
         self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
@@ -100,7 +101,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             return None
         try:
             options = parse_request(
-                params.extra_args, self._settings.options, self._grammars, self._settings.default
+                params.extra_args, self._settings.options, self._profiles, self._settings.default
             )
             if options.profile is None:
                 return None
@@ -367,7 +368,10 @@ class GroupSchedulerMixin(GivingWayMixin):
         if final or not complete or not family.group.branched:
             return
         needed = family.group.blocks_of(node)
-        kept = len(own) >= needed
+        prefix = sum(map(family.group.blocks_of, node.prefix)) * self.block_size
+        # A path that is cut may be waiting, or be computing tokens again that it lost.
+        computed = branch.request.num_computed_tokens - prefix
+        kept = len(own) >= needed and computed >= len(node.tokens)
         if kept:
             self._ledger.hold(node, own[:needed])
         family.group.sealed(node, kept=kept)
@@ -407,6 +411,8 @@ class GroupSchedulerMixin(GivingWayMixin):
                 touched[branch.family] = None
                 if output.new_token_ids:
                     branch.node.outbox.append(Chunk(len(output.new_token_ids), output))
+                elif output.prefill_stats is not None and branch.request is branch.family.root:
+                    branch.family.first_output = output
                 if output.finished:
                     self._families.detach(branch)
             engine_outputs.outputs[:] = others
@@ -419,6 +425,8 @@ class GroupSchedulerMixin(GivingWayMixin):
         for node in group.take_dropped():
             if (request := family.requests.get(node)) is not None:
                 self._drop_request(request)
+        for node in group.take_cut():
+            self._cut(family, node)
         if not family.parked and family.num_changes_seen != group.num_changes:
             for node in group.nodes:
                 if node.retired and node.sealed:
@@ -445,11 +453,21 @@ class GroupSchedulerMixin(GivingWayMixin):
             # A path that was held back is released by the thousand tokens.
             if not (released and delivery.merge(released[-1], output)):
                 released.append(output)
+        if released and family.first_output is not None:
+            delivery.introduce(released[0], family.first_output)
+            family.first_output = None
         if live is not None and released and not group.finished:
             delivery.attach(released[-1], delivery.LIVE_KEY, live)
         if group.finished:
             self._end(family)
         return released
+
+    def _cut(self, family: Family, node: Node) -> None:
+        """Stop a path with what it has."""
+        request = family.requests.get(node)
+        family.group.end(node, Cause.CUT)
+        if request is not None:
+            self._drop_request(request, RequestStatus.FINISHED_STOPPED)
 
     @staticmethod
     def _move_prefill_stats(group: Group, opening: EngineCoreOutput) -> None:
@@ -475,6 +493,7 @@ class GroupSchedulerMixin(GivingWayMixin):
                     f"{family.root.request_id}#{node.address}-{self._num_requests_made}",
                     group.padded_prefix(node),
                     before,
+                    group.temperature(node),
                 )
                 self._families.attach(family, node, request)
                 super().add_request(request)

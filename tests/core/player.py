@@ -51,6 +51,9 @@ class Player:
     critical_tokens: int | None = None
     join: Any = None
     live: bool = False
+    num_paths: int | None = None
+    summary_tokens: int | None = None
+    termination: float = 1.0
     num_chunk: int = 1
 
     def __post_init__(self) -> None:
@@ -64,6 +67,9 @@ class Player:
             self.critical_tokens,
             self.join,
             self.live,
+            self.num_paths,
+            self.summary_tokens,
+            self.termination,
         )
         limits = Limits(
             self.block_size, self.index_blocks, self.max_tokens, self.max_forks, self.has_room
@@ -84,6 +90,12 @@ class Player:
     def step(self, node: Node) -> None:
         """Run one engine step in which only this branch is scheduled."""
         self.compute(node)
+        self.advance()
+
+    def round(self) -> None:
+        """Run one engine step in which every branch is scheduled."""
+        for node in list(self.running):
+            self.compute(node)
         self.advance()
 
     def compute(self, node: Node) -> None:
@@ -143,6 +155,10 @@ class Player:
         for node in group.take_dropped():
             if node in self.running:
                 self.running.remove(node)
+        for node in group.take_cut():
+            group.end(node, Cause.CUT)
+            self.running.remove(node)
+            group.sealed(node, kept=True)
         for node in group.nodes:
             if node.retired and node.sealed:
                 group.sealed(node, kept=False)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.options import RequestOptions, ServerOptions, parse_request
+from vllm_parallel_think.core.profile import load_profile
 
-PROFILES = ("multiverse", "npr")
+PROFILES = {name: load_profile(name) for name in ("multiverse", "npr", "parathinker")}
 
 
 def request(extra, server=None) -> RequestOptions:
@@ -79,7 +80,7 @@ def test_off_leaves_a_request_alone():
     ("extra", "message"),
     [
         ({"pt_max_path": 4}, "vllm_xargs.pt_max_path is unknown; allowed: parallel_think, pt_max"),
-        ({"parallel_think": "x"}, "must be one of multiverse, npr, off; got 'x'"),
+        ({"parallel_think": "x"}, "must be one of multiverse, npr, parathinker, off; got 'x'"),
         ({"parallel_think": ["npr"]}, "got ['npr']"),
         ({"pt_max_paths": 9}, "pt_max_paths must be a whole number between 1 and 8, got 9"),
         ({"pt_max_paths": "2"}, "got '2'"),

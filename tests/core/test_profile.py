@@ -38,7 +38,8 @@ start = "<J>"
 
 def test_built_in_profiles_load_under_their_own_names():
     names = builtin_profiles()
-    assert set(names) == {"multiverse", "npr", "parallel-r1", "skeleton", "threadweaver"}
+    known = {"multiverse", "npr", "parallel-r1", "skeleton", "threadweaver"}
+    assert set(names) == known | {"parathinker", "parathinker-text"}
     assert [load_profile(name).name for name in names] == list(names)
 
 

@@ -122,7 +122,8 @@ def test_tag_given_as_token_id_matches_that_token_only():
 
 def test_unnamed_paths_are_numbered():
     ((_, event),) = events("parallel-r1", "so<Parallel>", tags())
-    assert event == ForkSeen(names("1", "2"), opened=True)
+    numbered = tuple(PathName(number, tag=number) for number in "12")
+    assert event == ForkSeen(numbered, opened=True)
 
 
 class TestSkeleton:

@@ -6,6 +6,7 @@ tokens it sees and a RoPE position, and nothing of the plugin is imported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,10 @@ class DenseGraph:
         self.positions.append(position)
         self.sees.append([*context, index])
         return index
+
+    def truncate(self, size: int) -> None:
+        """Forget all tokens from an index on."""
+        del self.tokens[size:], self.positions[size:], self.sees[size:]
 
     @torch.inference_mode()
     def forward(self) -> Any:
@@ -84,6 +89,8 @@ class Budget:
 
     max_tokens: int
     max_depth: int = 2
+    termination: float = 1.0
+    summary_tokens: int | None = None
     path_tokens: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -112,11 +119,19 @@ class Oracle:
         self._penalty = Penalty(len(prompt), budget.presence_penalty, budget.frequency_penalty)
         context = self._given([], prompt, 0, visible=False)
         try:
-            self._lane(context, len(prompt), 0, 0, None)
+            self._trunk(context, len(prompt))
             self._answer.finish = "stop"
         except _Full:
             self._answer.finish = "length"
         return self._answer
+
+    def _trunk(self, context: list[int], position: int) -> None:
+        if not self._grammar.at_start or self._budget.max_depth == 0:
+            self._lane(context, position, 0, 0, None)
+            return
+        context, position, critical = self._block(context, position, 0, 0, None)
+        summary = self._budget.summary_tokens
+        self._lane(context, position, critical, 0, summary and critical + summary)
 
     def _show(self, token: int) -> None:
         self._answer.visible.append(token)
@@ -149,13 +164,16 @@ class Oracle:
             position, critical = position + 1, critical + 1
             left = self._budget.max_tokens - (position - self._answer.prompt_len)
             room = left >= grammar.num_paths
-            if token in grammar.triggers and depth < self._budget.max_depth and room:
+            may_fork = token in grammar.triggers and not grammar.at_start
+            if may_fork and depth < self._budget.max_depth and room:
                 context, position, critical = self._block(
                     context, position, critical, depth, budget
                 )
             elif depth and token in grammar.ends:
                 return *self._end(context, position, ()), critical
             elif budget is not None and critical >= budget:
+                if depth == 0:
+                    raise _Full
                 return *self._end(context, position, grammar.path_close), critical
 
     def _end(
@@ -173,6 +191,9 @@ class Oracle:
         fork = self._given(context, grammar.fork_after, position)
         joined, longest, slowest, total = list(fork), position, critical, position
         own = None if self._budget.path_tokens is None else critical + self._budget.path_tokens
+        if self._budget.termination < 1:
+            cut = critical + self._cut_length(fork, position, self._budget.path_tokens)
+            own = cut if own is None else min(own, cut)
         limits = [b for b in (own, budget) if b is not None]
         for number in range(grammar.num_paths):
             start = (*grammar.path_start, FIRST_NUMBER + number + 1)
@@ -192,3 +213,20 @@ class Oracle:
             longest = total
         joined = self._given(joined, grammar.join_start, longest)
         return joined, longest + len(grammar.join_start), slowest
+
+    def _cut_length(self, fork: list[int], position: int, budget: int | None) -> int:
+        """Return the step in which enough paths have ended, if all of them run in lock-step."""
+        grammar, graph = self._grammar, self._answer.graph
+        most = self._budget.max_tokens if budget is None else budget
+        size, lengths = len(graph.tokens), []
+        for number in range(grammar.num_paths):
+            start = (*grammar.path_start, FIRST_NUMBER + number + 1)
+            lane, length, token = self._given(fork, start, position, visible=False), 0, None
+            while token != EOS and token not in grammar.ends and length < most:
+                token = graph.next_token(lane, self._penalty)
+                lane = [*lane, graph.add(token, position + len(start) + length, lane)]
+                length += 1
+            lengths.append(length)
+        graph.truncate(size)
+        needed = max(1, math.ceil(self._budget.termination * grammar.num_paths))
+        return sorted(lengths)[needed - 1]

@@ -61,6 +61,11 @@ CASES = [
         IdGrammar(num_paths=3, join_position="total"), {"block_size": 16}, id="join-behind-total"
     ),
     pytest.param(
+        IdGrammar(num_paths=8, at_start=True, path_after=(11,)),
+        {"block_size": 16, "depth": 1},
+        id="at-start",
+    ),
+    pytest.param(
         IdGrammar(num_paths=3, path_after=(11,), triggers=tuple(range(12, 26))),
         {"block_size": 16, "presence_penalty": 1.5, "frequency_penalty": 0.75},
         id="penalties",

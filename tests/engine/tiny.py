@@ -31,12 +31,15 @@ class IdGrammar:
     join_mode: str = "kv"
     stride: int = 0
     join_position: str = "longest"
+    at_start: bool = False
 
     @property
     def name(self) -> str:
         """Return a name that tells the variants apart."""
         after = "-after" if self.fork_after else ""
-        return f"ids-{self.num_paths}-{self.join_mode}-{self.join_position}-{self.stride}{after}"
+        start = "-at-start" if self.at_start else ""
+        numbers = f"{self.num_paths}-{self.join_mode}-{self.join_position}-{self.stride}"
+        return f"ids-{numbers}{after}{start}"
 
     def write(self, folder: Path) -> str:
         """Write the grammar as a profile file and return its path."""
@@ -45,9 +48,9 @@ class IdGrammar:
             f"""
 name = {json.dumps(self.name)}
 summary = "token ids as tags"
-max_depth = {1 if self.stride else 8}
+max_depth = {1 if self.stride or self.at_start else 8}
 [fork]
-trigger = {list(self.triggers)}
+{"at_start = true" if self.at_start else f"trigger = {list(self.triggers)}"}
 num_paths = {self.num_paths}
 after = {list(self.fork_after)}
 [path]

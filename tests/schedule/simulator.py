@@ -69,6 +69,9 @@ def hash_graph(grammar: IdGrammar) -> type:
             self.states.append(fingerprint(token, position, [self.states[i] for i in context]))
             return len(self.tokens) - 1
 
+        def truncate(self, size: int) -> None:
+            del self.tokens[size:], self.states[size:]
+
         def next_token(self, context: list[int], _penalty: Any) -> int:
             return sample(self.states[context[-1]], grammar)
 

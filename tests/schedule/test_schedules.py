@@ -15,6 +15,7 @@ GRAMMARS = [
     IdGrammar(num_paths=2),
     IdGrammar(num_paths=3, fork_after=(10,), path_after=(11, 12)),
     IdGrammar(num_paths=4, join_mode="reprefill"),
+    IdGrammar(num_paths=3, at_start=True, path_after=(11,)),
 ]
 
 

@@ -27,6 +27,8 @@ class Cause(enum.Enum):
     """The group asked for it with :attr:`Verdict.END`."""
     EOS = "eos"
     STOP_TOKEN = "stop_token"
+    CUT = "cut"
+    """Enough of its siblings have ended."""
     LENGTH = "length"
     """The engine's own limit."""
 

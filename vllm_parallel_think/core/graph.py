@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from .scan import Scanner
+from .scan import PathName, Scanner
 
 
 class Kind(enum.Enum):
@@ -37,6 +37,9 @@ class State(enum.Enum):
     DONE = "done"
     DROPPED = "dropped"
     """Will never be seen: its tokens lie behind the end of the answer."""
+
+
+_ENDED = (State.CLOSING, State.DONE, State.DROPPED)
 
 
 @dataclass(eq=False)
@@ -131,6 +134,7 @@ class Lane:
         budget_end: Critical length at which the path's budget is used up.
         name: The path's name in the text; empty for the trunk.
         title: Its title, where the grammar has one.
+        tag: Number of its control token, where the grammar has those.
 
     """
 
@@ -142,8 +146,20 @@ class Lane:
     budget_end: int | None = None
     name: str = ""
     title: str = ""
+    tag: str = ""
     fork: Fork | None = None
     """The fork that opened this lane; ``None`` for the trunk."""
+
+    @property
+    def path(self) -> PathName:
+        """What forced text calls the path."""
+        return PathName(self.name, self.title, self.tag)
+
+    @property
+    def ended(self) -> bool:
+        """Whether a lane without inner forks has written its last token."""
+        last = self.nodes[-1]
+        return self.complete or last.kind is Kind.CLOSE or last.state in _ENDED
 
     @property
     def end(self) -> int:

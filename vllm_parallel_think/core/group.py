@@ -8,6 +8,7 @@ their size.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -76,6 +77,8 @@ class Group:
             critical_before=0,
             after=None,
         )
+        if self._profile.fork.at_start:
+            self._fork_at_start()
 
     # -- what the adapter reports ------------------------------------------------------------
 
@@ -103,6 +106,16 @@ class Group:
         if node.limit is not None and node.num_sampled >= node.limit:
             return Verdict.END
         return Verdict.CONTINUE
+
+    def _fork_at_start(self) -> None:
+        """Let the trunk end with the step that computes the prompt."""
+        count = self._options.num_paths
+        if count is None:
+            count = min(self._profile.fork.num_paths or 0, self._options.max_paths)
+        names = self._grammar.numbered(count)
+        if self._may_fork(self.trunk, ForkSeen(names, opened=True)):
+            self._ending[self.trunk] = names
+            self.trunk.state = State.CLOSING
 
     def end(self, node: Node, cause: Cause, stop_reason: int | None = None) -> None:
         """Take note that a branch's request ended, and decide what follows it.
@@ -136,10 +149,9 @@ class Group:
             self.finish = Finish("length" if capped else "stop", stop_reason)
         else:
             self._num_cut += cause is not Cause.EOS
-            close = self._grammar.forced(self._profile.path.close)
-            self._compute_behind(
-                node, cause is not Cause.EOS, close, self._profile.path.after, None
-            )
+            close = self._grammar.forced(self._profile.path.close, node.lane.path)
+            pending = cause is not Cause.EOS and node.num_sampled > 0
+            self._compute_behind(node, pending, close, self._profile.path.after, None)
 
     def sealed(self, node: Node, *, kept: bool) -> None:
         """Take note that a node's blocks are held by the group, or were lost with its request."""
@@ -162,6 +174,16 @@ class Group:
                     self._drop(node)
         dropped, self._dropped = self._dropped, []
         return dropped
+
+    def take_cut(self) -> list[Node]:
+        """Return paths that must stop now, because enough of their siblings have ended."""
+        fork = self._latest_fork
+        if fork is None or self._options.termination >= 1:
+            return []
+        needed = max(1, math.ceil(self._options.termination * len(fork.lanes)))
+        if sum(lane.ended for lane in fork.lanes) < needed:
+            return []
+        return [lane.nodes[-1] for lane in fork.lanes if not lane.ended]
 
     # -- what the adapter asks ---------------------------------------------------------------
 
@@ -278,7 +300,17 @@ class Group:
             "reused_kv_tokens": self._num_reused,
             "cut_paths": self._num_cut,
             "fallbacks": dict(self.fallbacks),
+            **self._reused_tags(),
         }
+
+    def _reused_tags(self) -> dict[str, int]:
+        """Say how many paths share a control token with another one, where they may."""
+        num_tags = self._profile.path.num_tags
+        return {} if num_tags is None else {"reused_tags": max(0, self._widest - num_tags)}
+
+    def temperature(self, node: Node) -> float | None:
+        """Return a sampling temperature that replaces the request's, if the client chose one."""
+        return self._options.path_temperature if node.depth else None
 
     # -- decisions ---------------------------------------------------------------------------
 
@@ -294,11 +326,11 @@ class Group:
     def _fork_refusal(self, node: Node, seen: ForkSeen) -> str | None:
         options, rule = self._options, self._profile.fork
         count = len(seen.names)
-        if rule.num_paths is not None:
+        if rule.num_paths is not None and not rule.at_start:
             count = min(count, options.max_paths)
         if not seen.opened:
             return "not_opened"
-        if count < 2:
+        if count < (1 if rule.at_start else 2):
             return "fewer_than_two_paths"
         if count > options.max_paths:
             return "max_paths"
@@ -378,6 +410,7 @@ class Group:
                 fork=fork,
                 name=name.name,
                 title=name.title,
+                tag=name.tag,
             )
             ends = [b for b in (node.lane.budget_end, own) if b is not None]
             lane.budget_end = min(ends, default=None)

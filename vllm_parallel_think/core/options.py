@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .errors import OptionError
+from .profile import Profile
 
 CONFIG_KEY = "parallel_think"
 FLAG = "--additional-config '{\"parallel_think\": {...}}'"
@@ -92,6 +94,10 @@ class RequestOptions:
         join: ``kv``, ``reprefill``, or ``None`` for the profile's.
         live: Whether a streaming client wants to see all paths grow, not only the one whose turn it
             is in the text.
+        num_paths: Paths of a profile that forks at the start, ``None`` for the profile's number.
+        summary_tokens: Budget of the conclusion, ``None`` for unlimited.
+        termination: Share of the paths that must have ended before all others are cut.
+        path_temperature: Sampling temperature of paths, ``None`` for the request's.
 
     """
 
@@ -102,7 +108,16 @@ class RequestOptions:
     critical_tokens: int | None = None
     join: Literal["kv", "reprefill"] | None = None
     live: bool = False
+    num_paths: int | None = None
+    summary_tokens: int | None = None
+    termination: float = 1.0
+    path_temperature: float | None = None
 
+
+AT_START_KEYS = ("pt_num_paths", "pt_summary_tokens", "pt_termination", "pt_path_temperature")
+"""Keys for profiles that fork at the start."""
+
+TERMINATIONS = {"first": 0.0, "half": 0.5, "all": 1.0}
 
 REQUEST_KEYS = (
     "parallel_think",
@@ -112,6 +127,7 @@ REQUEST_KEYS = (
     "pt_critical_tokens",
     "pt_join",
     "pt_live",
+    *AT_START_KEYS,
 )
 
 
@@ -123,7 +139,7 @@ def is_ours(key: str) -> bool:
 def parse_request(
     extra: Mapping[str, Any] | None,
     server: ServerOptions,
-    profiles: Collection[str],
+    profiles: Mapping[str, Profile],
     default: str,
 ) -> RequestOptions:
     """Check a request's ``vllm_xargs`` against the server's limits.
@@ -131,7 +147,7 @@ def parse_request(
     Args:
         extra: ``SamplingParams.extra_args``; keys that are not ours are ignored.
         server: The server's settings.
-        profiles: Names of the profiles that requests may name.
+        profiles: Profiles that requests may name, by name.
         default: Profile of requests that name none, or ``off``.
 
     Raises:
@@ -158,6 +174,9 @@ def parse_request(
     live = values.get("pt_live", False)
     if live not in (0, 1) or not isinstance(live, int):
         raise OptionError(f"vllm_xargs.pt_live must be true or false; got {live!r}")
+    _check_at_start(values, name, profiles)
+    _number(values, "pt_num_paths", 1, server.max_paths, where)
+    _number(values, "pt_summary_tokens", 1, 2**31, where)
     return RequestOptions(
         profile=None if name == "off" else name,
         max_paths=values.get("pt_max_paths", server.max_paths),
@@ -166,7 +185,47 @@ def parse_request(
         critical_tokens=values.get("pt_critical_tokens"),
         join=join,
         live=bool(live),
+        num_paths=values.get("pt_num_paths"),
+        summary_tokens=values.get("pt_summary_tokens"),
+        termination=_termination(values.get("pt_termination", "all")),
+        path_temperature=_temperature(values.get("pt_path_temperature")),
     )
+
+
+def _check_at_start(values: Mapping[str, Any], name: str, profiles: Mapping[str, Profile]) -> None:
+    """Refuse keys that a profile has no use for."""
+    if name in profiles and profiles[name].fork.at_start:
+        return
+    if wrong := [key for key in AT_START_KEYS if key in values]:
+        fitting = [known for known, profile in profiles.items() if profile.fork.at_start]
+        raise OptionError(
+            f"vllm_xargs.{wrong[0]} needs a profile that forks at the start "
+            f"({', '.join(fitting)}); got {name!r}"
+        )
+
+
+def _termination(value: object) -> float:
+    if isinstance(value, str) and value in TERMINATIONS:
+        return TERMINATIONS[value]
+    if isinstance(value, str):  # plain values travel as text in some clients
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise OptionError(
+            f"vllm_xargs.pt_termination must be {', '.join(TERMINATIONS)} or a number above 0 and "
+            f"at most 1; got {value!r}"
+        )
+    return float(value)
+
+
+def _temperature(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 10:
+        raise OptionError(
+            f"vllm_xargs.pt_path_temperature must be a number between 0 and 10; got {value!r}"
+        )
+    return float(value)
 
 
 def _number(

@@ -41,12 +41,14 @@ class ForkRule:
         max_outline_tokens: Fork after this many tokens of a branch, if enough names were written.
         when_full: Fork as soon as ``max_paths`` names were written and the line is complete.
         once: Only the first branch of a request may fork.
+        at_start: The answer forks right behind the prompt, before anything is generated; the client
+            may choose the number of paths. Such a profile has no ``trigger``.
         after: Forced once behind the trigger, in front of all paths; the first path's position is
             that of its own first token all the same.
 
     """
 
-    trigger: tuple[Tag, ...]
+    trigger: tuple[Tag, ...] = ()
     open: Tag | None = None
     names_after: Tag | None = None
     names: str | None = None
@@ -56,6 +58,7 @@ class ForkRule:
     max_outline_tokens: int | None = None
     when_full: bool = False
     once: bool = False
+    at_start: bool = False
     after: Forced = ()
 
 
@@ -70,6 +73,8 @@ class PathRule:
         after: Forced behind every path's end tag; does not count for the conclusion's position.
         stride: Path ``i`` (from 0) starts at the position behind the trigger plus ``i * stride``;
             0 starts all of them there.
+        num_tags: How many paths the model's control tokens tell apart: ``{tag}`` in ``start`` and
+            ``close`` counts from 1 to this and starts again; ``None`` never starts again.
         open: Tag a model writes to open a path by itself; pairs with ``end`` in sequential blocks.
         max_tokens: Budget of a path unless the request sets its own; ``None`` is unlimited.
 
@@ -80,6 +85,7 @@ class PathRule:
     close: Forced = ()
     after: Forced = ()
     stride: int = 0
+    num_tags: int | None = None
     open: Tag | None = None
     max_tokens: int | None = None
 
@@ -137,6 +143,8 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
     "max_tokens": int,
     "max_depth": int,
     "stride": int,
+    "num_tags": int,
+    "at_start": bool,
     "on_end": bool,
     "when_full": bool,
     "once": bool,
@@ -247,8 +255,14 @@ def _check(profile: Profile, source: str) -> None:
         raise OptionError(f"{where}, [path]: start must not be empty: a path needs a first token")
     if not profile.join.start:
         raise OptionError(f"{where}, [join]: start must not be empty: a join needs a first token")
-    if not profile.fork.trigger or not profile.path.end:
-        raise OptionError(f"{where}: [fork] trigger and [path] end must name at least one tag")
+    if bool(profile.fork.trigger) == profile.fork.at_start or not profile.path.end:
+        raise OptionError(
+            f"{where}: [fork] trigger (or at_start) and [path] end must name at least one tag"
+        )
+    if profile.fork.at_start and (profile.fork.num_paths is None or profile.max_depth > 1):
+        raise OptionError(f"{where}, [fork]: at_start needs num_paths, and max_depth = 1")
+    if profile.path.num_tags is not None and profile.path.num_tags < 1:
+        raise OptionError(f"{where}, [path]: num_tags must be at least 1")
     if profile.join.mode not in ("kv", "reprefill"):
         raise OptionError(f"{where}, [join]: mode must be 'kv' or 'reprefill'")
     if profile.join.position not in ("longest", "total"):

@@ -80,6 +80,8 @@ class Room:
         if node.kind is Kind.CONCLUSION and lane.depth == 0:
             before = num_visible + node.num_visible
             limits.append(self._limits.max_tokens - before)
+            if self._options.summary_tokens is not None:
+                limits.append(self._options.summary_tokens)
         return max(1, min(limits)) if limits else None
 
     def _positions_fit(self, node: Node, names: Sequence[PathName]) -> bool:

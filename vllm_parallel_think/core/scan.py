@@ -31,10 +31,11 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class PathName:
-    """Name of a path and, where the grammar has one, its title."""
+    """Name of a path and, where the grammar has them, its title and the number of its tag."""
 
     name: str
     title: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class Grammar:
 
         """
         for table, rule in (("path", self.profile.path), ("join", self.profile.join)):
-            if not self.forced(rule.start, PathName("1", "")):
+            if not self.forced(rule.start, PathName("1", "", "1")):
                 raise OptionError(
                     f"profile {self.profile.name}, [{table}]: the model's tokenizer makes no token "
                     f"of start = {list(rule.start)}; it must make at least one"
                 )
 
     def forced(self, parts: Forced, path: PathName | None = None) -> tuple[int, ...]:
-        """Tokenise forced text, filling in ``{name}`` and ``{title}``."""
+        """Tokenise forced text, filling in ``{name}``, ``{title}`` and ``{tag}``."""
         tokens: list[int] = []
         for part in parts:
             if isinstance(part, int):
@@ -89,8 +90,14 @@ class Grammar:
                 continue
             if path is not None:
                 part = part.replace("{name}", path.name).replace("{title}", path.title)
+                part = part.replace("{tag}", path.tag)
             tokens.extend(self.vocabulary.encode(part))
         return tuple(tokens)
+
+    def numbered(self, num_paths: int) -> tuple[PathName, ...]:
+        """Return names of paths that a block does not name: 1, 2, ..., with their tags."""
+        num_tags = self.profile.path.num_tags or num_paths
+        return tuple(PathName(str(i + 1), tag=str(i % num_tags + 1)) for i in range(num_paths))
 
     def scanner(
         self,
@@ -135,6 +142,7 @@ class Scanner:
         forks: bool,
     ) -> None:
         self._rule = grammar.profile.fork
+        self._grammar = grammar
         self._vocabulary = grammar.vocabulary
         self._partial: list[int] = []
         self._inner_open = grammar.profile.path.open if in_path else None
@@ -235,7 +243,7 @@ class Scanner:
     def _read_names(self, text: str) -> tuple[PathName, ...]:
         """Return the distinct path names in order of appearance."""
         if self._names is None:
-            return tuple(PathName(str(i + 1)) for i in range(self._rule.num_paths or 0))
+            return self._grammar.numbered(self._rule.num_paths or 0)
         if not self._reads_names:
             return ()
         found: dict[str, PathName] = {}

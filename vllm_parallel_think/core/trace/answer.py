@@ -55,8 +55,8 @@ def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> 
     profile = for_reading(profile, known)
     reader = Reader(text, profile)
     steps = reader.read()
-    replay = Replay(profile, known)
-    branches = replay.run(steps)
+    replay = Replay(profile, known, steps)
+    branches = replay.run()
     return Trace(
         tuple(branches), replay.group.summary(), reader.num_sequential, tuple(reader.notes)
     )

@@ -28,8 +28,9 @@ class Heads:
 
     def pattern(self, index: int) -> re.Pattern[str]:
         """Return what a path's head looks like, whatever its name; group 1 is the name, if any."""
-        head = self.text(PathName("{name}", "{title}"), index)
+        head = self.text(PathName("{name}", "{title}", "{tag}"), index)
         pattern = loose(head).replace(re.escape("{name}"), r"([^\s:<]+?)", 1)
+        pattern = pattern.replace(re.escape("{tag}"), "[0-9]+")
         return re.compile(pattern.replace(re.escape("{title}"), r"[^\n]*?"))
 
     def wrong(

@@ -24,6 +24,7 @@ class Frame:
     num_seen: int = 0
     join: list[str] = field(default_factory=list)
     outlined: bool = False
+    may_stay_open: bool = False
 
     @property
     def close(self) -> list[str]:
@@ -133,7 +134,7 @@ class Nesting:
     def check_end(self, frames: list[Frame], depth: int) -> None:
         """Refuse a text that ends inside a path or an open tag."""
         top = frames[-1]
-        if depth or top.tag is not None:
+        if depth or (top.tag is not None and not top.may_stay_open):
             line, column = self._cursor.place(top.offset)
             inside = top.tag or "a path"
             allowed = top.close or [repr(end) for end in self._profile.path.end]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..options import MAX_PATHS_LIMIT
 from ..profile import Profile
 from ..scan import BranchEnd, ForkSeen, Grammar, PathName, Scanner
 from .cursor import Cursor
@@ -48,10 +49,42 @@ class Reader:
         opening = text_of(self._profile.opening)
         if not self._cursor.take(opening):
             raise self._cursor.error("the engine's opening is missing", [repr(opening)])
-        return self._lane([Frame(None, 0)], 0, opening.rpartition("\n")[2])
+        frames = [Frame(None, 0)]
+        if self._profile.fork.at_start:
+            return self._lane(frames, 0, steps=[Step("", self._first_block(frames))])
+        return self._lane(frames, 0, opening.rpartition("\n")[2])
 
-    def _lane(self, frames: list[Frame], depth: int, seed: str = "") -> list[Step]:
-        steps: list[Step] = []
+    def _first_block(self, frames: list[Frame]) -> Block:
+        """Read the paths of an answer that forks at the start, as many as there are."""
+        self._forked = True
+        named = self._grammar.numbered(MAX_PATHS_LIMIT)
+        paths: list[list[Step]] = []
+        for index in range(len(named)):
+            if index and not self._heads.pattern(index).match(self._cursor.text, self._cursor.pos):
+                break
+            paths.append(self._path(named, index, 1))
+            self._cursor.take(text_of(self._profile.path.after))
+        names = named[: len(paths)]
+        self._take_join(names, frames)
+        return Block(names, False, paths)
+
+    def _path(self, names: Sequence[PathName], index: int, depth: int) -> list[Step]:
+        """Read a path from its head to its end."""
+        offset, name = self._cursor.pos, names[index]
+        if not self._cursor.take(self._heads.text(name, index)):
+            raise self._heads.wrong(names, index)
+        tags = TAG.findall(text_of(self._profile.path.start, name))
+        inside = [Frame(None, offset), *(Frame(tag, offset) for tag in tags if opens(tag))]
+        return self._lane(inside, depth)
+
+    def _lane(
+        self,
+        frames: list[Frame],
+        depth: int,
+        seed: str = "",
+        steps: Sequence[Step] = (),
+    ) -> list[Step]:
+        steps = list(steps)
         while True:
             start = self._cursor.pos
             concludes = bool(steps) and depth == 0
@@ -135,7 +168,7 @@ class Reader:
         cut = by_end and self._cursor.text[self._cursor.pos - 1] != "\n" and len(names) > 2
         self._cursor.take(text_of(self._profile.fork.after))
         paths: list[list[Step]] = []
-        for index, name in enumerate(names):
+        for index in range(len(names)):
             if (
                 cut
                 and index == len(names) - 1
@@ -143,12 +176,7 @@ class Reader:
             ):
                 names = names[:-1]
                 break
-            offset = self._cursor.pos
-            if not self._cursor.take(self._heads.text(name, index)):
-                raise self._heads.wrong(names, index)
-            tags = TAG.findall(text_of(self._profile.path.start))
-            inside = [Frame(None, offset), *(Frame(tag, offset) for tag in tags if opens(tag))]
-            paths.append(self._lane(inside, depth + 1))
+            paths.append(self._path(names, index, depth + 1))
             self._cursor.take(text_of(self._profile.path.after))
         self._take_join(names, frames)
         return Block(names, by_end, paths)
@@ -168,7 +196,9 @@ class Reader:
             raise self._heads.surplus(names, found)
         for tag in self._tags.join:
             if opens(tag):
-                frames.append(Frame(tag, offset))
+                # The end of the answer closes what stands around all of its text.
+                last = self._profile.fork.at_start
+                frames.append(Frame(tag, offset, may_stay_open=last))
             elif frames[-1].close == [tag]:
                 frames.pop()
 

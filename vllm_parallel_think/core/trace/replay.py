@@ -42,18 +42,23 @@ class Branch:
 class Replay:
     """Plays a text that was read through a group, one branch after the other."""
 
-    def __init__(self, profile: Profile, vocabulary: Vocabulary) -> None:
+    def __init__(self, profile: Profile, vocabulary: Vocabulary, steps: list[Step]) -> None:
         self._vocabulary = vocabulary
-        options = RequestOptions(profile.name, max_paths=PLENTY, max_depth=PLENTY)
+        self._steps = steps
+        first = steps[0].block
+        num_paths = len(first.names) if profile.fork.at_start and first is not None else None
+        options = RequestOptions(
+            profile.name, max_paths=PLENTY, max_depth=PLENTY, num_paths=num_paths
+        )
         limits = Limits(1, PLENTY**3, PLENTY, PLENTY, has_room=lambda _: True)
         self.group = Group((), _ToldGrammar(profile, vocabulary), options, limits)
         self._names: dict[Lane, str] = {}
         self._texts: dict[Node, str] = {}
 
-    def run(self, steps: list[Step]) -> list[Branch]:
+    def run(self) -> list[Branch]:
         """Play the trunk and everything inside it; return the branches in visible order."""
         self._settle()
-        self._play(steps, self.group.trunk)
+        self._play(self._steps, self.group.trunk)
         return list(self._branches())
 
     def _play(self, steps: list[Step], node: Node) -> list[Node]:
@@ -73,6 +78,10 @@ class Replay:
         """Write a step's text into a node, end the node, and return what that made ready."""
         tokens = self._vocabulary.encode(step.text)
         self._texts[node] = step.text
+        if node.state is State.CLOSING:  # a trunk that forks at the start
+            self.group.end(node, Cause.CLOSED)
+            self.group.sealed(node, kept=True)
+            return self._settle()
         scanner = node.scanner
         assert isinstance(scanner, _Told)
         event = self._event(node, step)

@@ -67,10 +67,11 @@ def for_reading(profile: Profile, vocabulary: Vocabulary) -> Profile:
 
 
 def text_of(parts: Forced, path: PathName | None = None) -> str:
-    """Return forced text, with ``{name}`` and ``{title}`` filled in for a path."""
+    """Return forced text, with ``{name}``, ``{title}`` and ``{tag}`` filled in for a path."""
     text = "".join(map(str, parts))
     if path is not None:
         text = text.replace("{name}", path.name).replace("{title}", path.title)
+        text = text.replace("{tag}", path.tag)
     return text
 
 
