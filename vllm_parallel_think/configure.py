@@ -16,6 +16,7 @@ from . import admission, streaming
 from .core.errors import OptionError
 from .core.options import FLAG, ServerOptions
 from .settings import Settings, raw_options
+from .thoughts import check_file, shape_of
 
 logger = init_logger(__name__)
 
@@ -52,6 +53,8 @@ def configure(vllm_config: VllmConfig) -> None:
     options = ServerOptions.parse(raw)
     settings = Settings.load(options)
     refuse_unsupported(vllm_config)
+    if options.thought_embeddings is not None:
+        check_file(options.thought_embeddings, shape_of(vllm_config))
     _set_block_size(vllm_config, options)
     _set_classes(vllm_config)
     if current_platform.is_cuda():

@@ -9,6 +9,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 NATURAL = -1
 """Position header of a block whose tokens keep the positions vLLM gives them."""
 
+NO_THOUGHT = 0
+"""Thought embedding of prompts, summaries and everything outside groups: none."""
+
 
 @dataclass(frozen=True)
 class BlockHeaders:
@@ -18,12 +21,14 @@ class BlockHeaders:
         blocks: Physical block ids.
         fill: Valid slots of each block; slots behind them are holes.
         position: RoPE position of each block's slot 0, or :data:`NATURAL`.
+        thought: Thought embedding of each block's tokens, or :data:`NO_THOUGHT`.
 
     """
 
     blocks: tuple[int, ...] = ()
     fill: tuple[int, ...] = ()
     position: tuple[int, ...] = ()
+    thought: tuple[int, ...] = ()
 
 
 @dataclass

@@ -8,6 +8,7 @@ stay vLLM's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -55,6 +56,8 @@ class GroupSchedulerMixin(GivingWayMixin):
         self._settings = Settings.from_config(self.vllm_config)
         self._grammars = self._usable_grammars()
         self._profiles = {name: grammar.profile for name, grammar in self._grammars.items()}
+        pattern = self._settings.options.vote_pattern
+        self._vote_pattern = re.compile(pattern) if pattern is not None else None
         self._families = FamilyTable()
         self._headers = HeaderBook(self.block_size)
         self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
@@ -134,6 +137,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             max_tokens=max_tokens,
             max_forks=options.max_forks,
             has_room=self._has_room,
+            vote_pattern=self._vote_pattern,
         )
 
     def _has_room(self, num_blocks: int) -> bool:
@@ -257,7 +261,7 @@ class GroupSchedulerMixin(GivingWayMixin):
                 branch.num_placed = 0
             for block in own:
                 start = branch.node.start + branch.num_placed * self.block_size
-                self._headers.place(block, start)
+                self._headers.place(block, start, branch.node.lane.thought)
                 branch.num_placed += 1
         except Exception as error:
             self._fault(branch.family, error)
@@ -364,7 +368,7 @@ class GroupSchedulerMixin(GivingWayMixin):
         """Hold a finished node's blocks, if somebody may attend to them and they are all there."""
         family, node = branch.family, branch.node
         complete = branch.request.status in _COMPLETE and node.state is State.DONE
-        final = family.ended or family.group.finish is not None
+        final = family.ended or family.group.finish is not None or node.retired
         if final or not complete or not family.group.branched:
             return
         needed = family.group.blocks_of(node)

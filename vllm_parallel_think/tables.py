@@ -1,4 +1,4 @@
-"""Block headers as the worker keeps them: two small tensors indexed by physical block."""
+"""Block headers as the worker keeps them: small tensors indexed by physical block."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from weakref import WeakValueDictionary
 import torch
 
 from .messages import NATURAL, BlockHeaders
+from .thoughts import ThoughtEmbeddings
 
 _tables: WeakValueDictionary[str, BlockTables] = WeakValueDictionary()
 
 
 class BlockTables:
-    """``fill`` and ``position`` of every physical KV block, on the worker's device.
+    """``fill``, ``position`` and ``thought`` of every physical KV block, on the worker's device.
 
-    Both are updated in place before a step and never move, so that captured graphs can read them.
+    They are updated in place before a step and never move, so that captured graphs can read them.
 
     Attributes:
         fill: [num_blocks] int32, valid slots.
         position: [num_blocks] int64, RoPE position of slot 0, or ``NATURAL``.
+        thought: [num_blocks] int64, thought embedding of the block's tokens; 0 is none.
+        thoughts: The model's thought embeddings, if it is served with any.
         has_branches: Whether the current batch holds a branch with a prefix of its own.
 
     """
@@ -27,16 +30,20 @@ class BlockTables:
         self.block_size = block_size
         self.fill = torch.full((num_blocks,), block_size, dtype=torch.int32, device=device)
         self.position = torch.full((num_blocks,), NATURAL, dtype=torch.int64, device=device)
+        self.thought = torch.zeros(num_blocks, dtype=torch.int64, device=device)
+        self.thoughts: ThoughtEmbeddings | None = None
         self.has_branches = False
 
     def apply(self, headers: BlockHeaders) -> None:
         """Write changed headers; one copy to the device, ordered before the step's kernels."""
-        rows = torch.tensor([headers.blocks, headers.fill, headers.position], dtype=torch.int64)
+        fields = [headers.blocks, headers.fill, headers.position, headers.thought]
+        rows = torch.tensor(fields, dtype=torch.int64)
         if self.fill.is_cuda:
             rows = rows.pin_memory().to(self.fill.device, non_blocking=True)
-        blocks, fill, position = rows
+        blocks, fill, position, thought = rows
         self.fill[blocks] = fill.to(torch.int32)
         self.position[blocks] = position
+        self.thought[blocks] = thought
 
     def move_positions(self, positions: torch.Tensor, slot_mapping: torch.Tensor) -> None:
         """Set RoPE positions of tokens whose block has a position header, in place.
@@ -53,6 +60,9 @@ class BlockTables:
         keep = (base == NATURAL) | (slots < 0)
         target = positions[: slots.shape[0]]
         target.copy_(torch.where(keep, target.to(torch.int64), moved))
+        if self.thoughts is not None:
+            ids = torch.where(slots < 0, 0, self.thought[blocks])
+            self.thoughts.begin_step(ids, target)
 
 
 def publish(instance_id: str, tables: BlockTables) -> None:

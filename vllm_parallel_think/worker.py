@@ -13,7 +13,9 @@ from vllm.v1.worker.worker_base import WorkerBase
 from . import tables
 from .messages import GroupSchedulerOutput
 from .penalties import count_written
+from .settings import Settings
 from .tables import BlockTables
+from .thoughts import ThoughtEmbeddings, load, shape_of
 
 
 class GroupWorkerMixin(WorkerBase):
@@ -42,8 +44,19 @@ class GroupWorkerMixin(WorkerBase):
             kv_cache_config.num_blocks, self.cache_config.block_size, self.device
         )
         tables.publish(self.vllm_config.instance_id, self._tables)
+        self._tables.thoughts = self._load_thoughts()
         super().initialize_from_config(kv_cache_config)
         self._refuse_foreign_attention(kv_cache_config)
+
+    def _load_thoughts(self) -> ThoughtEmbeddings | None:
+        """Load this worker's share of the thought embeddings, if the server has any."""
+        file = Settings.from_config(self.vllm_config).options.thought_embeddings
+        if file is None:
+            return None
+        parallel = self.vllm_config.parallel_config
+        shape = shape_of(self.vllm_config)
+        rank = self.rank % parallel.tensor_parallel_size
+        return load(file, self.get_model(), shape, rank, parallel.tensor_parallel_size)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         block_tables = self._tables
@@ -108,6 +121,8 @@ class GroupWorkerMixin(WorkerBase):
         if self._natural_positions is not None:
             _positions(args, kwargs).copy_(self._natural_positions)
             self._natural_positions = None
+        if self._tables is not None and self._tables.thoughts is not None:
+            self._tables.thoughts.end_step()
 
 
 def _positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -54,6 +54,7 @@ class Player:
     num_paths: int | None = None
     summary_tokens: int | None = None
     termination: float = 1.0
+    vote: bool = False
     num_chunk: int = 1
 
     def __post_init__(self) -> None:
@@ -70,6 +71,7 @@ class Player:
             self.num_paths,
             self.summary_tokens,
             self.termination,
+            vote=self.vote,
         )
         limits = Limits(
             self.block_size, self.index_blocks, self.max_tokens, self.max_forks, self.has_room
@@ -110,7 +112,7 @@ class Player:
             node.outbox.append(Chunk(len(chunk), chunk))
         if alive:
             self.running.append(node)
-        elif node.state is State.DONE and self.group.branched:
+        elif node.state is State.DONE and self.group.branched and not node.retired:
             self.group.sealed(node, kept=True)
 
     def _sample(self, node: Node) -> tuple[list[int], bool]:

@@ -28,8 +28,11 @@ class Penalty:
 class DenseGraph:
     """Tokens with positions and explicit visibility, computed by one masked forward."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, vectors: torch.Tensor | None = None) -> None:
         self.model = model
+        self.vectors = vectors
+        self.thought = 0
+        self.thoughts: list[int] = []
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.sees: list[list[int]] = []
@@ -40,11 +43,12 @@ class DenseGraph:
         self.tokens.append(token)
         self.positions.append(position)
         self.sees.append([*context, index])
+        self.thoughts.append(self.thought)
         return index
 
     def truncate(self, size: int) -> None:
         """Forget all tokens from an index on."""
-        del self.tokens[size:], self.positions[size:], self.sees[size:]
+        del self.tokens[size:], self.positions[size:], self.sees[size:], self.thoughts[size:]
 
     @torch.inference_mode()
     def forward(self) -> Any:
@@ -53,12 +57,26 @@ class DenseGraph:
         mask = torch.full((num, num), torch.finfo(torch.float32).min)
         for row, seen in enumerate(self.sees):
             mask[row, seen] = 0.0
-        return self.model(
-            torch.tensor([self.tokens]),
-            attention_mask=mask[None, None],
-            position_ids=torch.tensor([self.positions]),
-            use_cache=True,
-        )
+        hooks = [] if self.vectors is None else self._add_thoughts(self.vectors)
+        try:
+            return self.model(
+                torch.tensor([self.tokens]),
+                attention_mask=mask[None, None],
+                position_ids=torch.tensor([self.positions]),
+                use_cache=True,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _add_thoughts(self, vectors: torch.Tensor) -> list[Any]:
+        """Add thought embeddings to what the projections of keys and values return."""
+        table = torch.cat([torch.zeros_like(vectors[:1]), vectors])[self.thoughts]
+        return [
+            projection.register_forward_hook(lambda _m, _i, output, n=number: output + table[:, n])
+            for number, layer in enumerate(self.model.model.layers)
+            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
+        ]
 
     def next_token(self, context: list[int], penalty: Penalty) -> int:
         """Return the most likely token behind the last one of a context."""
@@ -106,9 +124,11 @@ class Oracle:
     Takes a transformers model, or a class of graphs with the interface of :class:`DenseGraph`.
     """
 
-    def __init__(self, model: Any, grammar: IdGrammar, budget: Budget) -> None:
+    def __init__(
+        self, model: Any, grammar: IdGrammar, budget: Budget, vectors: torch.Tensor | None = None
+    ) -> None:
         self._make_graph: Callable[[], Any] = (
-            model if isinstance(model, type) else lambda: DenseGraph(model)
+            model if isinstance(model, type) else lambda: DenseGraph(model, vectors)
         )
         self._grammar, self._budget = grammar, budget
 
@@ -198,10 +218,12 @@ class Oracle:
         for number in range(grammar.num_paths):
             start = (*grammar.path_start, FIRST_NUMBER + number + 1)
             first = position + number * grammar.stride
+            self._think(number)
             lane = self._given(fork, start, first)
             lane, end, length = self._lane(
                 lane, first + len(start), critical, depth + 1, min(limits, default=None)
             )
+            self._think(None)
             total += end - first
             joined += lane[len(fork) :]
             longest, slowest = max(longest, end), max(slowest, length)
@@ -214,6 +236,12 @@ class Oracle:
         joined = self._given(joined, grammar.join_start, longest)
         return joined, longest + len(grammar.join_start), slowest
 
+    def _think(self, path: int | None) -> None:
+        """Say which path's thought the next tokens hold."""
+        if self._grammar.num_tags is not None:
+            number = 0 if path is None else path % self._grammar.num_tags + 1
+            self._answer.graph.thought = number
+
     def _cut_length(self, fork: list[int], position: int, budget: int | None) -> int:
         """Return the step in which enough paths have ended, if all of them run in lock-step."""
         grammar, graph = self._grammar, self._answer.graph
@@ -221,12 +249,14 @@ class Oracle:
         size, lengths = len(graph.tokens), []
         for number in range(grammar.num_paths):
             start = (*grammar.path_start, FIRST_NUMBER + number + 1)
+            self._think(number)
             lane, length, token = self._given(fork, start, position, visible=False), 0, None
             while token != EOS and token not in grammar.ends and length < most:
                 token = graph.next_token(lane, self._penalty)
                 lane = [*lane, graph.add(token, position + len(start) + length, lane)]
                 length += 1
             lengths.append(length)
+        self._think(None)
         graph.truncate(size)
         needed = max(1, math.ceil(self._budget.termination * grammar.num_paths))
         return sorted(lengths)[needed - 1]

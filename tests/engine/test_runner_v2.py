@@ -19,6 +19,7 @@ import pytest
 
 from .oracle import Answer, Budget, Oracle
 from .test_oracle import assert_equal, prompts
+from .test_thoughts import write_vectors
 from .tiny import IdGrammar
 
 INTERPRETER = {
@@ -49,6 +50,7 @@ def run_script(case: str, model: Path, folder: Path) -> str:
         "two-paths",
         pytest.param("three-paths", marks=pytest.mark.slow),
         pytest.param("penalties", marks=pytest.mark.slow),
+        pytest.param("thoughts", marks=pytest.mark.slow),
     ],
 )
 def test_greedy_equals_dense_mask(case: str, tiny_model: Path, tmp_path: Path) -> None:
@@ -91,22 +93,23 @@ CASES = {
     # Paths, tokens, prompts, penalties: the first answer forks inside a path, the last ends itself.
     "two-paths": (2, 48, (7, 2), {}),
     "three-paths": (3, 150, (0, 38), {}),
+    "thoughts": (3, 60, (1, 3), {}),
     "penalties": (2, 48, (20, 37), {"presence_penalty": 1.5, "frequency_penalty": 0.75}),
 }
 
 
 def answers(
-    hf_model: Any, grammar: IdGrammar, budget: Budget, numbers: tuple[int, ...]
+    hf_model: Any, grammar: IdGrammar, budget: Budget, numbers: tuple[int, ...], vectors: Any
 ) -> list[tuple[list[int], Answer]]:
     """Return prompts with the oracle's answers, if these exercise the grammar."""
     asked = [prompt[:30] for prompt in prompts(60, seed=7)]
-    oracles = [DepthOracle(hf_model, grammar, budget) for _ in numbers]
+    oracles = [DepthOracle(hf_model, grammar, budget, vectors) for _ in numbers]
     pairs = [
         (asked[number], oracle.answer(asked[number]))
         for number, oracle in zip(numbers, oracles, strict=True)
     ]
-    assert oracles[0].num_nested, "no block in a block"
-    assert pairs[-1][1].num_forks and pairs[-1][1].finish == "stop"
+    assert oracles[0].num_nested or grammar.at_start, "no block in a block"
+    assert pairs[-1][1].num_forks and (pairs[-1][1].finish == "stop" or grammar.at_start)
     return pairs
 
 
@@ -120,15 +123,24 @@ def main(case: str, model: str, folder: str) -> None:
     from .engine import Engine
 
     num_paths, max_tokens, numbers, penalties = CASES[case]
-    grammar = IdGrammar(num_paths=num_paths, triggers=tuple(range(10, 22)))
+    thinks = case == "thoughts"
+    grammar = IdGrammar(
+        num_paths=num_paths,
+        triggers=tuple(range(10, 22)),
+        at_start=thinks,
+        num_tags=2 if thinks else None,
+    )
     budget = Budget(max_tokens=max_tokens, path_tokens=10, max_depth=2, **penalties)
+    file = Path(folder) / "thoughts.safetensors"
+    vectors = write_vectors(file, 2) if thinks else None
     hf_model = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    chosen = answers(hf_model, grammar, budget, numbers)
+    chosen = answers(hf_model, grammar, budget, numbers, vectors)
     engine = Engine(
         model,
-        options={"profile": grammar.write(Path(folder))},
+        options={"profile": grammar.write(Path(folder))}
+        | ({"thought_embeddings": str(file)} if thinks else {}),
         block_size=16,
         max_num_batched_tokens=24,
         max_num_seqs=6,

@@ -32,6 +32,7 @@ class IdGrammar:
     stride: int = 0
     join_position: str = "longest"
     at_start: bool = False
+    num_tags: int | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +60,7 @@ end = {list(self.ends)}
 close = {list(self.path_close)}
 after = {list(self.path_after)}
 stride = {self.stride}
+{"" if self.num_tags is None else f"num_tags = {self.num_tags}"}
 [join]
 start = {list(self.join_start)}
 mode = {json.dumps(self.join_mode)}

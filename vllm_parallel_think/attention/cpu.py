@@ -19,6 +19,7 @@ from attention_kernels import SegmentPlan, segmented_attention
 from .. import tables
 from .plan import rows_with_holes
 from .refusals import refuse_unsupported
+from .thoughts import thoughts_of_layer
 
 
 @dataclass
@@ -66,6 +67,18 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self)
+        self._thoughts = thoughts_of_layer()
+
+    def do_kv_cache_update(
+        self,
+        layer: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        key, value = self._thoughts(layer, key, value)
+        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(
         self,

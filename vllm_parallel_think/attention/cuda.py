@@ -21,6 +21,7 @@ from attention_kernels import SegmentPlan, segmented_attention
 from .. import tables
 from .plan import rows_with_holes
 from .refusals import refuse_unsupported
+from .thoughts import thoughts_of_layer
 
 PROVIDER = "triton"
 
@@ -102,6 +103,7 @@ class GroupFlashImpl(FlashAttentionImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self)
+        self._thoughts = thoughts_of_layer()
         _refuse(
             {
                 # The second kernel reads keys and values in the query's own type.
@@ -110,6 +112,17 @@ class GroupFlashImpl(FlashAttentionImpl):
                 f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
             }
         )
+
+    def do_kv_cache_update(
+        self,
+        layer: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        key, value = self._thoughts(layer, key, value)
+        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(
         self,

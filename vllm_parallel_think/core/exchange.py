@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,6 +44,7 @@ class Limits:
         max_tokens: Most visible tokens of the answer.
         max_forks: Most forks.
         has_room: Whether the pool can take this many more held blocks.
+        vote_pattern: The operator's regular expression for final answers.
 
     """
 
@@ -51,6 +53,7 @@ class Limits:
     max_tokens: int
     max_forks: int
     has_room: Callable[[int], bool]
+    vote_pattern: re.Pattern[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ class Lane:
         name: The path's name in the text; empty for the trunk.
         title: Its title, where the grammar has one.
         tag: Number of its control token, where the grammar has those.
+        thought: Number of its thought embedding, from 1; 0 is none.
 
     """
 
@@ -147,6 +148,7 @@ class Lane:
     name: str = ""
     title: str = ""
     tag: str = ""
+    thought: int = 0
     fork: Fork | None = None
     """The fork that opened this lane; ``None`` for the trunk."""
 

@@ -20,6 +20,7 @@ from .options import RequestOptions
 from .profile import Forced
 from .room import Room
 from .scan import BranchEnd, ForkSeen, Grammar, PathName
+from .vote import Vote, vote
 
 _NOTHING: Any = object()
 
@@ -72,11 +73,15 @@ class Group:
             trunk,
             prefix=(),
             start=0,
-            given=[*prompt, *self.opening],
-            num_hidden=len(prompt),
+            # Independent answers compute the prompt's last token themselves, as their first one.
+            given=list(prompt[:-1] if options.vote else [*prompt, *self.opening]),
+            num_hidden=len(prompt) - options.vote,
             critical_before=0,
             after=None,
         )
+        self._last_of_prompt = list(prompt[-1:])
+        self._outvoted: list[Node] = []
+        self._vote: Vote | None = None
         if self._profile.fork.at_start:
             self._fork_at_start()
 
@@ -113,8 +118,12 @@ class Group:
         if count is None:
             count = min(self._profile.fork.num_paths or 0, self._options.max_paths)
         names = self._grammar.numbered(count)
+        if self._options.vote and not self.trunk.tokens:
+            self.fallbacks["prompt_of_one_token"] += 1
+            return
         if self._may_fork(self.trunk, ForkSeen(names, opened=True)):
             self._ending[self.trunk] = names
+            self.num_changes += 1
             self.trunk.state = State.CLOSING
 
     def end(self, node: Node, cause: Cause, stop_reason: int | None = None) -> None:
@@ -131,6 +140,9 @@ class Group:
             return
         self.num_changes += 1
         node.state = State.DONE
+        if self._options.vote and node.depth:
+            self._end_voter(node, cause, stop_reason)
+            return
         if cause is Cause.EOS and node.scanner is not None:
             seen = node.scanner.at_end()
             if seen is not None and self._may_fork(node, seen):
@@ -153,6 +165,25 @@ class Group:
             pending = cause is not Cause.EOS and node.num_sampled > 0
             self._compute_behind(node, pending, close, self._profile.path.after, None)
 
+    def _end_voter(self, node: Node, cause: Cause, stop_reason: int | None) -> None:
+        """Take note that an independent answer ended; the last one brings the vote."""
+        capped = cause in (Cause.VERDICT, Cause.LENGTH, Cause.CUT)
+        self._lane_stops[node.lane] = Finish("length" if capped else "stop", stop_reason)
+        self._num_cut += capped
+        node.retired = node.lane.complete = True  # nobody will attend to it
+        fork = node.lane.fork
+        assert fork is not None
+        if not all(lane.complete for lane in fork.lanes):
+            return
+        voters = [lane.nodes[-1] for lane in fork.lanes]
+        text = self._grammar.vocabulary.text
+        texts = [text(voter.tokens[voter.num_given :]) for voter in voters]
+        self._vote = vote(texts, self._limits.vote_pattern)
+        winner = voters[self._vote.winner]
+        self._outvoted = [voter for voter in voters if voter is not winner]
+        self._order = [self.trunk, winner]
+        self.finish = self._lane_stops[winner.lane]
+
     def sealed(self, node: Node, *, kept: bool) -> None:
         """Take note that a node's blocks are held by the group, or were lost with its request."""
         node.sealed = kept
@@ -166,7 +197,8 @@ class Group:
         client's budget: fronts only grow, so dropping it changes no visible token.
         """
         limit = self._limits.max_tokens
-        if self.branched and sum(n.num_visible for n in self._order) >= limit:
+        known = sum(n.num_visible for n in self._order)
+        if self.branched and known >= limit and not self._options.vote:
             before = 0
             for node in self._order:
                 before += node.num_visible
@@ -253,6 +285,8 @@ class Group:
 
     def release(self) -> Iterator[Emission]:
         """Yield what the client may see now, in the order of the text; the last says the end."""
+        if self._options.vote and self.branched and self._vote is None:
+            return
         while not self.finished:
             node = self._order[self._cursor]
             forced = () if self._entered else tuple(node.forced_visible)
@@ -283,9 +317,10 @@ class Group:
 
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
-        sampled = sum(n.num_sampled for n in self._order)
-        forced = sum(len(n.forced_visible) for n in self._order)
-        critical = max((n.critical_before + n.num_sampled for n in self._order), default=0)
+        nodes = [*self._order, *self._outvoted]
+        sampled = sum(n.num_sampled for n in nodes)
+        forced = sum(len(n.forced_visible) for n in nodes)
+        critical = max((n.critical_before + n.num_sampled for n in nodes), default=0)
         return {
             "profile": self._profile.name,
             "join": self._join_mode,
@@ -301,7 +336,16 @@ class Group:
             "cut_paths": self._num_cut,
             "fallbacks": dict(self.fallbacks),
             **self._reused_tags(),
+            **self._votes(),
         }
+
+    def _votes(self) -> dict[str, Any]:
+        """Say how an answer was chosen, if it was."""
+        if self._vote is None:
+            return {}
+        num_paths = 1 + len(self._outvoted)
+        votes = {"answer": self._vote.answer, "counts": self._vote.counts, "paths": num_paths}
+        return {"votes": votes}
 
     def _reused_tags(self) -> dict[str, int]:
         """Say how many paths share a control token with another one, where they may."""
@@ -411,20 +455,30 @@ class Group:
                 name=name.name,
                 title=name.title,
                 tag=name.tag,
+                thought=self._thought(name),
             )
             ends = [b for b in (node.lane.budget_end, own) if b is not None]
             lane.budget_end = min(ends, default=None)
             fork.lanes.append(lane)
+            given = list(self._grammar.forced(self._profile.path.start, name))
+            num_hidden = len(self._first_only) if number else 0
+            if self._options.vote:
+                given, num_hidden = list(self._last_of_prompt), 1
             after = self._add_node(
                 Kind.PATH,
                 lane,
                 prefix=(*node.prefix, node),
                 start=node.tag_end + number * self._profile.path.stride,
-                given=list(self._grammar.forced(self._profile.path.start, name)),
-                num_hidden=len(self._first_only) if number else 0,
+                given=given,
+                num_hidden=num_hidden,
                 critical_before=critical,
                 after=after,
             )
+
+    def _thought(self, name: PathName) -> int:
+        """Return the number of a path's thought embedding; independent answers have none."""
+        has_one = self._profile.path.num_tags is not None and not self._options.vote
+        return int(name.tag) if has_one else 0
 
     def _complete(self, lane: Lane) -> None:
         lane.complete = True
@@ -478,7 +532,7 @@ class Group:
         after: Node | None,
     ) -> Node:
         scanner = None
-        if kind is not Kind.CLOSE:
+        if kind is not Kind.CLOSE and not self._options.vote:
             seed = ""
             if kind is Kind.TRUNK and self._profile.opening:
                 last = self._profile.opening[-1]

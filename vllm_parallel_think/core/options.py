@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -32,6 +33,10 @@ class ServerOptions:
             ``None`` leaves that to ``max_tokens``.
         held_kv_fraction: Share of the KV pool that groups may hold; beyond it a request that wants
             to fork goes on sequentially (0-1].
+        thought_embeddings: A ``.safetensors`` file with ParaThinker's thought embeddings for this
+            model, for profiles whose paths have ``num_tags``; ``None`` for none.
+        vote_pattern: Regular expression that finds the final answer of a text for ``pt_vote`` (its
+            first group, its last match), in front of ``\\boxed{}`` and the last number.
         block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots
             where branches start. ``None`` picks one that fits the attention backend.
 
@@ -44,6 +49,8 @@ class ServerOptions:
     max_forks: int = 64
     max_total_tokens: int | None = None
     held_kv_fraction: float = 0.9
+    thought_embeddings: str | None = None
+    vote_pattern: str | None = None
     block_size: int | None = None
 
     @classmethod
@@ -71,6 +78,16 @@ class ServerOptions:
         _number(values, "max_forks", 1, 1_000_000, FLAG)
         _number(values, "max_total_tokens", 1, 2**31, FLAG, optional=True)
         _number(values, "block_size", 1, 1024, FLAG, optional=True)
+        thoughts = values.get("thought_embeddings")
+        if thoughts is not None and not isinstance(thoughts, str):
+            raise OptionError(f"{FLAG}: thought_embeddings must be a path, got {thoughts!r}")
+        pattern = values.get("vote_pattern")
+        try:
+            re.compile(pattern or "")
+        except (re.error, TypeError) as error:
+            raise OptionError(
+                f"{FLAG}: vote_pattern must be a regular expression: {error}"
+            ) from None
         fraction = values.get("held_kv_fraction", 0.9)
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
             raise OptionError(f"{FLAG}: held_kv_fraction must be a number, got {fraction!r}")
@@ -98,6 +115,7 @@ class RequestOptions:
         summary_tokens: Budget of the conclusion, ``None`` for unlimited.
         termination: Share of the paths that must have ended before all others are cut.
         path_temperature: Sampling temperature of paths, ``None`` for the request's.
+        vote: Whether the paths are independent answers, and the majority's is sent.
 
     """
 
@@ -112,9 +130,16 @@ class RequestOptions:
     summary_tokens: int | None = None
     termination: float = 1.0
     path_temperature: float | None = None
+    vote: bool = False
 
 
-AT_START_KEYS = ("pt_num_paths", "pt_summary_tokens", "pt_termination", "pt_path_temperature")
+AT_START_KEYS = (
+    "pt_num_paths",
+    "pt_summary_tokens",
+    "pt_termination",
+    "pt_path_temperature",
+    "pt_vote",
+)
 """Keys for profiles that fork at the start."""
 
 TERMINATIONS = {"first": 0.0, "half": 0.5, "all": 1.0}
@@ -171,9 +196,7 @@ def parse_request(
     join = values.get("pt_join")
     if join not in (None, "kv", "reprefill"):
         raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {join!r}")
-    live = values.get("pt_live", False)
-    if live not in (0, 1) or not isinstance(live, int):
-        raise OptionError(f"vllm_xargs.pt_live must be true or false; got {live!r}")
+    live, votes = _flag(values, "pt_live"), _flag(values, "pt_vote")
     _check_at_start(values, name, profiles)
     _number(values, "pt_num_paths", 1, server.max_paths, where)
     _number(values, "pt_summary_tokens", 1, 2**31, where)
@@ -184,12 +207,20 @@ def parse_request(
         path_tokens=values.get("pt_path_tokens"),
         critical_tokens=values.get("pt_critical_tokens"),
         join=join,
-        live=bool(live),
+        live=live,
         num_paths=values.get("pt_num_paths"),
         summary_tokens=values.get("pt_summary_tokens"),
         termination=_termination(values.get("pt_termination", "all")),
         path_temperature=_temperature(values.get("pt_path_temperature")),
+        vote=votes,
     )
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key, False)
+    if value not in (0, 1) or not isinstance(value, int):
+        raise OptionError(f"vllm_xargs.{key} must be true or false; got {value!r}")
+    return bool(value)
 
 
 def _check_at_start(values: Mapping[str, Any], name: str, profiles: Mapping[str, Profile]) -> None:

@@ -73,6 +73,8 @@ class Room:
             limits.append(room * self._limits.block_size - len(node.tokens) - 1)
             if self._profile.path.stride:
                 limits.append(self._positions_left(node.end, in_path=lane.depth > 0))
+        if self._options.vote and lane.depth:
+            limits.append(self._limits.max_tokens)
         if lane.budget_end is not None:
             limits.append(lane.budget_end - node.critical_before)
         if self._options.critical_tokens is not None:
