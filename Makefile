@@ -19,7 +19,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow lint bench env model clean
+.PHONY: help demo serve test test-slow lint bench bench-parathinker env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -46,6 +46,9 @@ lint: env ## style, formatting, types
 
 bench: env $(NEEDS_MODEL) ## all benchmarks
 	$(PY) -m tests.bench --model $(MODEL)
+
+bench-parathinker: env $(NEEDS_MODEL) ## paths behind the prompt, their summary, and votes
+	$(PY) -m tests.bench --model $(MODEL) --only parathinker
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)

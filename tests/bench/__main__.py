@@ -84,6 +84,31 @@ def joins(model: str, extra: list[str]) -> None:
     console.print(table)
 
 
+PARATHINKER = {
+    "time": (
+        "P paths of 128 tokens behind the prompt, over one",
+        "the summary's 8 tokens included",
+    ),
+    "summary": ("From the last path's end to the summary's first token", ""),
+    "votes": ("The same questions and budget of tokens", "95 % confidence intervals"),
+}
+
+
+def parathinker(model: str, extra: list[str]) -> None:
+    tables: dict[str, Table] = {}
+    with console.status("parathinker: SmolLM2, paired runs"):
+        for row in rows("parathinker", model, extra):
+            name = row.pop("table")
+            if name not in tables:
+                title, caption = PARATHINKER[name]
+                tables[name] = Table(*row, title=title, caption=caption)
+            tables[name].add_row(
+                *(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values())
+            )
+    for table in tables.values():
+        console.print(table)
+
+
 def unbranched(model: str, extra: list[str]) -> None:
     table = Table(title="A batch without groups: vLLM with the plugin over vLLM without it")
     for name in ("rows", "plain ms/step", "plugin ms/step", "ratio (quartiles)", "rounds"):
@@ -101,7 +126,12 @@ def unbranched(model: str, extra: list[str]) -> None:
 
 
 def main() -> None:
-    benches = {"paths": paths, "joins": joins, "unbranched": unbranched}
+    benches = {
+        "paths": paths,
+        "joins": joins,
+        "unbranched": unbranched,
+        "parathinker": parathinker,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--only", choices=list(benches))
@@ -109,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     extra = ["--rounds", args.rounds] if args.rounds else []
     for name, bench in benches.items():
-        if args.only in (None, name):
+        if args.only == name or (args.only is None and name != "parathinker"):
             bench(args.model, extra)
 
 
