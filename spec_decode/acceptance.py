@@ -74,16 +74,15 @@ def before_rejection(passed: torch.Tensor, position: torch.Tensor) -> torch.Tens
 
 
 def is_protected(
-    draft_ids: torch.Tensor, protected_ids: torch.Tensor, under_grammar: torch.Tensor | None = None
+    draft_ids: torch.Tensor, protected_ids: torch.Tensor, grammar: torch.Tensor
 ) -> torch.Tensor:
     """Return [N] bool: rows that no lossy rule may accept.
 
     Args:
         draft_ids: [N] int, draft tokens; negative ones are protected.
-        protected_ids: [V] bool, tokens that end or structure a text: end-of-sequence, stop, special
-            tokens and the tags of a grammar.
-        under_grammar: [N] bool, rows of requests with structured output, or ``None``.
+        protected_ids: [G, V] bool, by grammar, tokens that end or structure a text: end-of-sequence
+            and special tokens and the grammar's tags.
+        grammar: [N] int, which grammar each row is written in.
 
     """
-    protected = (draft_ids < 0) | protected_ids[draft_ids.long().clamp(min=0)]
-    return protected if under_grammar is None else protected | under_grammar
+    return (draft_ids < 0) | protected_ids[grammar, draft_ids.long().clamp(min=0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,14 @@ def save_head(head: JudgeHead, path: Path | str) -> None:
 
 
 def load_head(
-    path: Path | str, *, target: str | None = None, hidden_size: int | None = None
+    path: Path | str, *, targets: Collection[str] = (), hidden_size: int | None = None
 ) -> JudgeHead:
     """Read a head, and refuse one that does not fit.
 
     Args:
         path: A file written by :func:`save_head`.
-        target: Name or path of the served model. Heads are bound to a model by the last part of its
-            name, so that a local copy of a hub's model fits.
+        targets: Names or paths of the served model; none to take any head. Heads are bound to a
+            model by the last part of its name, so that a local copy of a hub's model fits.
         hidden_size: Width of its hidden states.
 
     Raises:
@@ -129,10 +129,10 @@ def load_head(
             f"judge weights {path} are for hidden size {head.hidden_size} ({head.target}), the "
             f"served model has {hidden_size}"
         )
-    if target is not None and model_name(target) != model_name(head.target):
+    if targets and model_name(head.target) not in map(model_name, targets):
         raise ValueError(
-            f"judge weights {path} were trained for {head.target}, not for {target}: train a head "
-            "for this model, or serve the other one"
+            f"judge weights {path} were trained for {head.target}, not for {' or '.join(targets)}: "
+            "train a head for this model, or serve the other one"
         )
     return head
 

@@ -9,6 +9,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from .core.graph import Kind, Node, State
+from .core.options import JUDGE_KEYS
 
 
 def branch_seed(seed: int, address: str) -> int:
@@ -22,7 +23,8 @@ def branch_params(root: Request, node: Node, num_visible_before: int) -> Samplin
     assert root.sampling_params is not None
     params = copy.copy(root.sampling_params)
     params.n = 1
-    params.extra_args = None
+    extra = params.extra_args or {}
+    params.extra_args = {key: extra[key] for key in JUDGE_KEYS if key in extra} or None
     params.structured_outputs = None
     params.prompt_logprobs = None
     params.repetition_detection = None

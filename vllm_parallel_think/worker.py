@@ -11,7 +11,10 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.worker_base import WorkerBase
 
 from . import tables
+from .judge import attach
+from .judge.verifier import Verifier
 from .messages import GroupSchedulerOutput
+from .settings import Settings
 from .tables import BlockTables
 
 
@@ -24,15 +27,20 @@ class GroupWorkerMixin(WorkerBase):
         super().__init__(*args, **kwargs)
         self._tables: BlockTables | None = None
         self._natural_positions: torch.Tensor | None = None
+        self._verifier: Verifier | None = None
         for backend, path in self.backends.items():
             register_backend(backend, path)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        model = self.get_model()
-        refuse_hookless(model)
-        model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
-        model.register_forward_hook(self._restore_positions, with_kwargs=True)
+        for model in (self.get_model(), draft_model(self.model_runner)):
+            if model is not None:
+                refuse_hookless(model)
+                model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
+                model.register_forward_hook(self._restore_positions, with_kwargs=True)
+        if self.vllm_config.speculative_config is not None:
+            settings = Settings.from_config(self.vllm_config)
+            self._verifier = attach.to_worker(self, settings)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         self._tables = BlockTables(
@@ -49,7 +57,15 @@ class GroupWorkerMixin(WorkerBase):
             if ours and scheduler_output.headers is not None:
                 block_tables.apply(scheduler_output.headers)
             block_tables.has_branches = ours and scheduler_output.has_branches
+        if self._verifier is not None:
+            self._verifier.wishes.update(scheduler_output)
         return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        if self._verifier is None:
+            return super().sample_tokens(grammar_output)
+        with attach.hidden_states(self._verifier, self.model_runner):
+            return super().sample_tokens(grammar_output)
 
     def execute_dummy_batch(self) -> None:
         # No scheduler output comes with it, so the last step's flag would stand.
@@ -100,6 +116,17 @@ class GroupWorkerMixin(WorkerBase):
         if self._natural_positions is not None:
             _positions(args, kwargs).copy_(self._natural_positions)
             self._natural_positions = None
+
+
+def draft_model(runner: Any) -> torch.nn.Module | None:
+    """Return the model that proposes draft tokens, if a model does.
+
+    Its keys lie in the same blocks as the target's, so its positions come from the slots as well:
+    with vLLM's own it would guess at another place of the text than the target writes at.
+    """
+    proposer = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
+    model = getattr(proposer, "model", None)
+    return model if isinstance(model, torch.nn.Module) else None
 
 
 def _positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

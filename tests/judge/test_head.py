@@ -20,7 +20,7 @@ def make_head(size: int = 4) -> JudgeHead:
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
     save_head(make_head(), path)
-    read = load_head(path, target="/models/tiny", hidden_size=4)
+    read = load_head(path, targets=["served", "/models/tiny"], hidden_size=4)
     assert read.weight.equal(make_head().weight)
     assert read.bias.equal(make_head().bias)
     assert (read.target, read.threshold, read.facts) == ("org/Tiny", 0.6, make_head().facts)
@@ -79,4 +79,4 @@ def test_another_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hidden size 4 .* the served model has 8"):
         load_head(path, hidden_size=8)
     with pytest.raises(ValueError, match="trained for org/Tiny, not for org/Large"):
-        load_head(path, target="org/Large", hidden_size=4)
+        load_head(path, targets=["org/Large"], hidden_size=4)

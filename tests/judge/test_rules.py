@@ -133,12 +133,13 @@ def test_cut_at_the_first_rejection(requests: list[list[bool]]) -> None:
 
 
 def test_protected_tokens() -> None:
-    protected_ids = torch.zeros(6, dtype=torch.bool)
-    protected_ids[[2, 5]] = True
-    ids = torch.tensor([0, 2, -1, 5, 3], dtype=torch.int32)
-    assert is_protected(ids, protected_ids).tolist() == [False, True, True, True, False]
-    under = torch.tensor([True, False, False, False, False])
-    assert is_protected(ids, protected_ids, under).tolist() == [True, True, True, True, False]
+    protected_ids = torch.zeros(2, 6, dtype=torch.bool)
+    protected_ids[0, [2, 5]] = True
+    protected_ids[1, [0, 2, 5]] = True
+    ids = torch.tensor([0, 2, -1, 5, 3, 0], dtype=torch.int32)
+    grammar = torch.tensor([0, 0, 0, 0, 1, 1])
+    expected = [False, True, True, True, False, True]
+    assert is_protected(ids, protected_ids, grammar).tolist() == expected
 
 
 @given(batches)

@@ -32,6 +32,8 @@ class ServerOptions:
             to fork goes on sequentially (0-1].
         block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots
             where branches start. ``None`` picks one that fits the attention backend.
+        judge: Rule that verifies draft tokens, with its parameters; ``None`` for vLLM's own test
+            alone. What is in it is checked where the model is known.
 
     """
 
@@ -43,6 +45,7 @@ class ServerOptions:
     max_total_tokens: int | None = None
     held_kv_fraction: float = 0.9
     block_size: int | None = None
+    judge: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, raw: object) -> ServerOptions:
@@ -75,6 +78,12 @@ class ServerOptions:
         if not 0 < fraction <= 1:
             raise OptionError(
                 f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {fraction}"
+            )
+        judge = values.get("judge")
+        if judge is not None and not isinstance(judge, Mapping):
+            raise OptionError(
+                f"{FLAG}: judge must be an object such as "
+                f'{{"rule": "judge", "weights": "judge.safetensors"}}, got {judge!r}'
             )
         return cls(**values)
 
@@ -112,7 +121,11 @@ REQUEST_KEYS = (
     "pt_critical_tokens",
     "pt_join",
     "pt_live",
+    "pt_judge",
+    "pt_judge_threshold",
 )
+JUDGE_KEYS = ("parallel_think", "pt_judge", "pt_judge_threshold")
+"""What the verification of draft tokens needs of a request's ``vllm_xargs``, in every branch."""
 
 
 def is_ours(key: str) -> bool:
@@ -125,6 +138,7 @@ def parse_request(
     server: ServerOptions,
     profiles: Collection[str],
     default: str,
+    judge_threshold: float | None = None,
 ) -> RequestOptions:
     """Check a request's ``vllm_xargs`` against the server's limits.
 
@@ -133,6 +147,8 @@ def parse_request(
         server: The server's settings.
         profiles: Names of the profiles that requests may name.
         default: Profile of requests that name none, or ``off``.
+        judge_threshold: The judge's threshold, which a request may only raise; ``None`` where the
+            rule has none, or is not known.
 
     Raises:
         OptionError: Names the key, the value and what is allowed; suits an HTTP 400.
@@ -158,6 +174,7 @@ def parse_request(
     live = values.get("pt_live", False)
     if live not in (0, 1) or not isinstance(live, int):
         raise OptionError(f"vllm_xargs.pt_live must be true or false; got {live!r}")
+    _check_judge(values, server, judge_threshold)
     return RequestOptions(
         profile=None if name == "off" else name,
         max_paths=values.get("pt_max_paths", server.max_paths),
@@ -167,6 +184,29 @@ def parse_request(
         join=join,
         live=bool(live),
     )
+
+
+def _check_judge(
+    values: Mapping[str, Any], server: ServerOptions, server_threshold: float | None
+) -> None:
+    enabled = values.get("pt_judge", False)
+    if enabled not in (0, 1) or not isinstance(enabled, int):
+        raise OptionError(f"vllm_xargs.pt_judge must be true or false; got {enabled!r}")
+    if enabled and server.judge is None:
+        raise OptionError("vllm_xargs.pt_judge: this server runs no judge; leave it out")
+    if "pt_judge_threshold" not in values:
+        return
+    if server.judge is None or server.judge.get("rule") != "judge":
+        raise OptionError(
+            "vllm_xargs.pt_judge_threshold: this server has no judge with a threshold; leave it out"
+        )
+    low, value = server_threshold or 0, values["pt_judge_threshold"]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= 1:
+        raise OptionError(
+            f"vllm_xargs.pt_judge_threshold must be a number between {low} (the server's) and 1; "
+            f"got {value!r}"
+        )
 
 
 def _number(
