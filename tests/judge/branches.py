@@ -68,12 +68,12 @@ def check_branches(folder: Path, runner: str) -> None:
         for output, answer in zip(serve(replace(judge, threshold=1.0)), answers, strict=True):
             if answer.num_forks:
                 snapshot = engine.snapshot(output)
-                assert_kv(models[1], snapshot.nodes, _layers(snapshot, 1))
+                assert_kv(models[1], snapshot.nodes, _layers(snapshot, 1, runner))
                 # A sibling that speculates may have forked behind the cut.
                 num_forks = output.kv_transfer_params["parallel_think"]["forks"]
                 assert num_forks >= answer.num_forks
                 seen = replace(answer, num_forks=num_forks)
-                assert_equal(output, seen, _layers(snapshot, 0))
+                assert_equal(output, seen, _layers(snapshot, 0, runner))
             else:
                 assert list(output.outputs[0].token_ids) == answer.visible
         counts = verifier.counts
@@ -84,19 +84,20 @@ def check_branches(folder: Path, runner: str) -> None:
         if output.kv_transfer_params["parallel_think"]["forks"]:
             snapshot = engine.snapshot(output)
             for which, model in enumerate(models):
-                assert_kv(model, snapshot.nodes, _layers(snapshot, which))
+                assert_kv(model, snapshot.nodes, _layers(snapshot, which, runner))
     assert verifier.counts.lossy > 0
     engine.preempt_every(5)
     check_standard()
     engine.close()
 
 
-def _layers(snapshot: Any, which: int) -> Any:
-    """Return the K/V of the target (0) or the draft (1): vLLM keeps their layers in turn."""
+def _layers(snapshot: Any, which: int, runner: str) -> Any:
+    """Return the K/V of the target (0) or the draft (1): two layers each, in turn or in a row."""
+    chosen = slice(which, None, 2) if runner == "v1" else slice(2 * which, 2 * which + 2)
     return replace(
         snapshot,
-        keys=[keys[which::2] for keys in snapshot.keys],
-        values=[values[which::2] for values in snapshot.values],
+        keys=[keys[chosen] for keys in snapshot.keys],
+        values=[values[chosen] for values in snapshot.values],
     )
 
 
