@@ -8,12 +8,12 @@ from html import escape
 SIZE, EDGE = 320, 48
 
 
-def curve_svg(points: Sequence[tuple[float, float]], across: str, up: str) -> str:
-    """Return a picture of points (x, y), both 0-1, joined in their order."""
-    places = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in points)
+def curve_svg(points: Sequence[tuple[float, float]], across: str, up: str, top: float = 1.0) -> str:
+    """Return a picture of points (x, y), joined in their order; x is 0-1, y 0-``top``."""
+    places = " ".join(f"{_x(x):.1f},{_y(y / top):.1f}" for x, y in points)
     ticks = "".join(
         f'<text x="{_x(t)}" y="{_y(0) + 16}" text-anchor="middle">{t:g}</text>'
-        f'<text x="{_x(0) - 6}" y="{_y(t) + 4}" text-anchor="end">{t:g}</text>'
+        f'<text x="{_x(0) - 6}" y="{_y(t) + 4}" text-anchor="end">{t * top:g}</text>'
         for t in (0, 0.5, 1)
     )
     full = SIZE + 2 * EDGE
