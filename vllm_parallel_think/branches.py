@@ -9,7 +9,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from .core.graph import Kind, Node, State
-from .core.options import JUDGE_KEYS
+from .core.options import GROUP_KEY, JUDGE_KEYS
 
 
 def branch_seed(seed: int, address: str) -> int:
@@ -24,7 +24,8 @@ def branch_params(root: Request, node: Node, num_visible_before: int) -> Samplin
     params = copy.copy(root.sampling_params)
     params.n = 1
     extra = params.extra_args or {}
-    params.extra_args = {key: extra[key] for key in JUDGE_KEYS if key in extra} or None
+    kept = {key: extra[key] for key in JUDGE_KEYS if key in extra}
+    params.extra_args = {**kept, GROUP_KEY: root.request_id}
     params.structured_outputs = None
     params.prompt_logprobs = None
     params.repetition_detection = None

@@ -41,6 +41,7 @@ class GroupWorkerMixin(WorkerBase):
         if self.vllm_config.speculative_config is not None:
             settings = Settings.from_config(self.vllm_config)
             self._verifier = attach.to_worker(self, settings)
+            attach.proposer(self.model_runner)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         self._tables = BlockTables(

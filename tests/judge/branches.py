@@ -91,6 +91,53 @@ def check_branches(folder: Path, runner: str) -> None:
     engine.close()
 
 
+def check_siblings(folder: Path) -> None:
+    """Serve groups whose paths write alike with drafts looked up in siblings' texts."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.engine.engine import Engine
+    from tests.engine.tiny import make_model
+    from vllm_parallel_think.judge import proposer
+
+    target = make_model(folder / "target")
+    model = AutoModelForCausalLM.from_pretrained(
+        target, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    grammar = IdGrammar(num_paths=3, triggers=tuple(range(10, 20)))
+    engine = Engine(
+        str(target),
+        options={"profile": grammar.write(folder)},
+        speculative_config={
+            "method": "custom_class",
+            "model": f"{proposer.__name__}.SiblingProposer",
+            "num_speculative_tokens": 3,
+        },
+        max_num_seqs=2,
+        disable_log_stats=False,
+    )
+    looked_up = proposer.continuation
+    num_from_siblings = 0
+
+    def count(own: Any, others: Any, num: int) -> list[int]:
+        nonlocal num_from_siblings
+        drafts = looked_up(own, others, num, shortest=1)
+        num_from_siblings += bool(drafts) and not looked_up(own, [], num, shortest=1)
+        return drafts
+
+    proposer.continuation = count
+    asked = prompts(6, seed=7)
+    sampling = params(MAX_TOKENS, extra_args={"pt_path_tokens": PATH_TOKENS})
+    budget = Budget(max_tokens=MAX_TOKENS, path_tokens=PATH_TOKENS)
+    for output in engine.generate(asked, sampling):
+        answer = Oracle(model, grammar, budget).answer(output.prompt_token_ids)
+        assert list(output.outputs[0].token_ids) == answer.visible
+    engine.assert_all_blocks_free()
+    assert num_from_siblings > 0
+    accepted = {m.name: m.value for m in engine.llm.get_metrics() if hasattr(m, "value")}
+    assert accepted["vllm:spec_decode_num_accepted_tokens"] > 0
+    engine.close()
+
+
 def _layers(snapshot: Any, which: int, runner: str) -> Any:
     """Return the K/V of the target (0) or the draft (1): two layers each, in turn or in a row."""
     chosen = slice(which, None, 2) if runner == "v1" else slice(2 * which, 2 * which + 2)

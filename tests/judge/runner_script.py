@@ -1,7 +1,8 @@
 """One engine with a judge, asked for everything; run as a script, for one of the runners.
 
-``python -m tests.judge.runner_script v1|v2 plain|branches FOLDER`` prints a line a check. Model
-Runner V2 runs in Triton's interpreter, which has to be turned on before anything imports Triton.
+``python -m tests.judge.runner_script v1|v2 plain|branches|siblings FOLDER`` prints what holds.
+Model Runner V2 runs in Triton's interpreter, which has to be turned on before anything imports
+Triton.
 """
 
 from __future__ import annotations
@@ -222,11 +223,16 @@ def main(runner: str, what: str, folder: str) -> None:
             check(plain)
             print(check.__name__, "holds", flush=True)
         plain.engine.close()
-    else:
+    elif what == "branches":
         from .branches import check_branches
 
         check_branches(Path(folder), runner)
         print("branches hold", flush=True)
+    else:
+        from .branches import check_siblings
+
+        check_siblings(Path(folder))
+        print("siblings hold", flush=True)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,8 @@ def test_request_keys() -> None:
             ask(server, pt_judge_threshold=value)
     with pytest.raises(OptionError, match="pt_judge must be true or false; got 2"):
         ask(server, pt_judge=2)
+    with pytest.raises(OptionError, match=r"pt_group is unknown"):
+        ask(server, pt_group="another client's")
     with pytest.raises(OptionError, match="this server runs no judge"):
         ask(ServerOptions(), pt_judge=True)
     for without in (ServerOptions(), ServerOptions(judge={"rule": "kl"})):
@@ -135,12 +137,12 @@ def test_request_keys() -> None:
 def test_branches_keep_what_the_client_said() -> None:
     extra = {"pt_judge": 0, "parallel_think": "npr", "pt_max_paths": 3}
     params = SamplingParams(extra_args=extra)
-    root: Any = SimpleNamespace(sampling_params=params)
+    root: Any = SimpleNamespace(sampling_params=params, request_id="r")
     node: Any = SimpleNamespace(
         state=State.LIVE, kind=Kind.PATH, depth=1, limit=9, address="0", num_given=0
     )
     kept = branch_params(root, node, 0).extra_args
-    assert kept == {"pt_judge": 0, "parallel_think": "npr"}
+    assert kept == {"pt_judge": 0, "parallel_think": "npr", "pt_group": "r"}
     assert params.extra_args == extra
 
 

@@ -126,6 +126,8 @@ REQUEST_KEYS = (
 )
 JUDGE_KEYS = ("parallel_think", "pt_judge", "pt_judge_threshold")
 """What the verification of draft tokens needs of a request's ``vllm_xargs``, in every branch."""
+GROUP_KEY = "pt_group"
+"""Set by the scheduler on branches: the client's request. No client may send it."""
 
 
 def is_ours(key: str) -> bool:

@@ -17,6 +17,7 @@ from spec_decode.rules import Judge
 from ..settings import Settings
 from . import expand, runner_v1
 from . import settings as judge_settings
+from .proposer import SiblingProposer
 from .protection import protected_tokens
 from .requests import WishTable
 from .verifier import Verifier
@@ -56,6 +57,13 @@ def to_worker(worker: WorkerBase, settings: Settings) -> Verifier | None:
     )
     module.install(worker.model_runner, verifier)
     return verifier
+
+
+def proposer(runner: Any) -> None:
+    """Tell our own proposer which runner it works for, if it is the one."""
+    drafter = getattr(runner, "drafter", None)
+    if isinstance(drafter, SiblingProposer):
+        drafter.runner = runner
 
 
 @contextmanager
