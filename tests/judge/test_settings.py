@@ -191,8 +191,9 @@ class Tokenizer:
     def get_added_vocab(self) -> dict[str, int]:
         return {"<end>": 4}
 
-    def batch_decode(self, ids: list[list[int]]) -> list[str]:
-        return ["".join(self.pieces[i] for i in row) for row in ids]
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert not skip_special_tokens
+        return "".join(self.pieces[i] for i in ids)
 
 
 def test_protected_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from vllm.config import ModelConfig
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from ..core.profile import Profile
+from ..vocabulary import TokenizerVocabulary
 
 
 def protected_tokens(model_config: ModelConfig, profiles: Iterable[Profile]) -> torch.Tensor:
@@ -25,7 +26,8 @@ def protected_tokens(model_config: ModelConfig, profiles: Iterable[Profile]) -> 
     special[[i for i in _special_ids(model_config, tokenizer) if 0 <= i < vocab_size]] = True
     # Rows of the vocabulary head that no token has.
     special[len(tokenizer) :] = True
-    pieces = tokenizer.batch_decode([[i] for i in range(min(vocab_size, len(tokenizer)))])
+    piece = TokenizerVocabulary(tokenizer).piece
+    pieces = [piece(i) for i in range(min(vocab_size, len(tokenizer)))]
     groups = [special]
     for profile in profiles:
         mask = special.clone()
