@@ -54,13 +54,14 @@ class Exam:
         from spec_decode.problems import read_answer
 
         start = time.perf_counter()
-        outputs = llm.generate(self.prompts, self.params, use_tqdm=True)
+        outputs = llm.generate(self.prompts, self.params, use_tqdm=False)
         seconds = time.perf_counter() - start
         right = sum(
             read_answer(output.outputs[0].text) == problem.answer
             for output, problem in zip(outputs, self.problems, strict=True)
         )
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+        console.print(f"{name}: {tokens} tokens in {seconds:.0f} s", style="dim")
         return Result(name, right, len(outputs), tokens, seconds)
 
 
@@ -111,7 +112,9 @@ def alone(name: str, model: str, exam: Exam) -> Result:
     """Run a model without speculation."""
     llm = make_llm(model, None, max_model_len=512)
     exam.sit("warm-up", llm)
-    return exam.sit(name, llm)
+    result = exam.sit(name, llm)
+    llm.llm_engine.engine_core.shutdown()
+    return result
 
 
 def show(results: Sequence[Result], args: argparse.Namespace) -> None:
@@ -146,9 +149,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("judge.svg"))
     args = parser.parse_args()
     exam = Exam(args.model, args.num, args.seed, args.max_tokens)
-    results = with_rules(args, exam)
+    # After .engine has set the environment, which vLLM reads when it is imported.
+    from tests.engine.engine import _register_kernels_once
+
+    _register_kernels_once()
+    results = [alone("target alone", args.model, exam)]
     results.append(alone("draft alone", str(args.draft), exam))
-    results.append(alone("target alone", args.model, exam))
+    results += with_rules(args, exam)
     show(results, args)
     judged = [r for r in results if r.name.startswith(("standard", "judge "))]
     from spec_decode.picture import curve_svg

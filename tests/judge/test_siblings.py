@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ def test_texts_of_groups_are_apart_and_bounded() -> None:
     assert not texts.others("x", "b")
 
 
+@pytest.mark.slow
 def test_in_an_engine(tmp_path: Path) -> None:
     """Groups answer as the dense oracle does; drafts of siblings are kept."""
     from .test_runners import ENVIRONMENT, ROOT
