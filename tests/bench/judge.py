@@ -105,6 +105,9 @@ def with_rules(args: argparse.Namespace, exam: Exam) -> list[Result]:
         steps = (after.drafts - before.drafts) / args.drafts
         length = 1 + (after.kept - before.kept) / max(1, steps)
         results[-1] = replace(results[-1], length=length, lossy=after.lossy - before.lossy)
+        console.print(
+            f"  length {length:.2f}, lossy {results[-1].lossy}, right {results[-1].right}"
+        )
     return results
 
 
