@@ -5,6 +5,7 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 PROFILE ?= skeleton
+JUDGE ?= build/judge
 PY = $(VENV)/bin/python
 
 ifndef MODEL
@@ -19,11 +20,11 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow lint bench bench-parathinker env model clean
+.PHONY: help demo serve test test-slow lint bench bench-parathinker judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -49,6 +50,18 @@ bench: env $(NEEDS_MODEL) ## all benchmarks
 
 bench-parathinker: env $(NEEDS_MODEL) ## paths behind the prompt, their summary, and votes
 	$(PY) -m tests.bench --model $(MODEL) --only parathinker
+
+judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into $(JUDGE)
+	$(PY) -m spec_decode collect --model $(MODEL) --out $(JUDGE)/texts.jsonl --num 1500
+	$(PY) -m spec_decode distill --model $(MODEL) --data $(JUDGE)/texts.jsonl --out $(JUDGE)/draft
+	$(PY) -m spec_decode label --model $(MODEL) --draft $(JUDGE)/draft \
+		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl
+	$(PY) -m spec_decode fit --model $(MODEL) --data $(JUDGE)/labels.jsonl \
+		--out $(JUDGE)/judge.safetensors
+
+bench-judge: judge ## the judge against standard verification and rules without training
+	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
+		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)

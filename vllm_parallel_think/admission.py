@@ -73,7 +73,13 @@ def refuse_beam_search(request: Any) -> None:
 def _parse(extra_args: dict[str, Any] | None) -> RequestOptions:
     assert _settings is not None
     try:
-        return parse_request(extra_args, _settings.options, _settings.profiles, _settings.default)
+        return parse_request(
+            extra_args,
+            _settings.options,
+            _settings.profiles,
+            _settings.default,
+            _settings.judge_threshold,
+        )
     except OptionError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
 

@@ -9,6 +9,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from .core.graph import Kind, Node, State
+from .core.options import GROUP_KEY, JUDGE_KEYS
 
 GREEDY = 1e-5
 """vLLM samples greedily below this temperature."""
@@ -27,7 +28,9 @@ def branch_params(
     assert root.sampling_params is not None
     params = copy.copy(root.sampling_params)
     params.n = 1
-    params.extra_args = None
+    extra = params.extra_args or {}
+    kept = {key: extra[key] for key in JUDGE_KEYS if key in extra}
+    params.extra_args = {**kept, GROUP_KEY: root.request_id}
     params.structured_outputs = None
     params.prompt_logprobs = None
     params.repetition_detection = None

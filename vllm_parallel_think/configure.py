@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import vllm
 from packaging.version import Version
@@ -15,6 +16,7 @@ from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 from . import admission, streaming
 from .core.errors import OptionError
 from .core.options import FLAG, ServerOptions
+from .judge import settings as judge_settings
 from .settings import Settings, raw_options
 from .thoughts import check_file, shape_of
 
@@ -49,12 +51,17 @@ def configure(vllm_config: VllmConfig) -> None:
     raw = raw_options(vllm_config)
     if raw is None or vllm_config.model_config is None:
         return
+    if vllm_config.model_config.runner_type == "draft":
+        return  # a draft model's copy of a configuration that went through here already
     check_version(vllm.__version__)
     options = ServerOptions.parse(raw)
     settings = Settings.load(options)
-    refuse_unsupported(vllm_config)
+    refuse_unsupported(vllm_config, options)
     if options.thought_embeddings is not None:
         check_file(options.thought_embeddings, shape_of(vllm_config))
+    if options.judge is not None:
+        judge = judge_settings.load(options.judge, vllm_config)
+        settings = replace(settings, judge_threshold=judge.threshold)
     _set_block_size(vllm_config, options)
     _set_classes(vllm_config)
     if current_platform.is_cuda():
@@ -78,7 +85,7 @@ def check_version(version: str) -> None:
         )
 
 
-def refuse_unsupported(config: VllmConfig) -> None:
+def refuse_unsupported(config: VllmConfig, options: ServerOptions) -> None:
     """Refuse what a group cannot be served with.
 
     Raises:
@@ -96,7 +103,9 @@ def refuse_unsupported(config: VllmConfig) -> None:
         "a model with M-RoPE positions": model.uses_mrope,
         "--kv-transfer-config": config.kv_transfer_config is not None,
         "--ec-transfer-config": config.ec_transfer_config is not None,
-        "--speculative-config": config.speculative_config is not None,
+        "thought_embeddings with --speculative-config": (
+            options.thought_embeddings is not None and config.speculative_config is not None
+        ),
         "--decode-context-parallel-size above 1": parallel.decode_context_parallel_size > 1,
         "--prefill-context-parallel-size above 1": parallel.prefill_context_parallel_size > 1,
         "--enable-dbo": parallel.enable_dbo,

@@ -31,8 +31,11 @@ def count_written(runner: Any, written: Written) -> None:
     state = getattr(sampler, "penalties_state", None)
     if state is not None:
         state.apply_staged_writes = _counting(state, runner.req_states, written)
-    else:
-        sampler.apply_penalties = _prepending(sampler.apply_penalties, runner, written)
+        return
+    sampler.apply_penalties = _prepending(sampler.apply_penalties, runner, written)
+    verifier = getattr(runner, "rejection_sampler", None)
+    if verifier is not None:
+        verifier.apply_penalties = _prepending_to_drafts(verifier.apply_penalties, runner, written)
 
 
 def _prepending(stock: Any, runner: Any, written: Written) -> Any:
@@ -43,6 +46,23 @@ def _prepending(stock: Any, runner: Any, written: Written) -> Any:
             rows = zip(runner.input_batch.req_ids, outputs, strict=False)
             outputs = [[*written.get(req_id, ()), *own] for req_id, own in rows]
         return stock(logits, metadata, outputs)
+
+    return apply_penalties
+
+
+def _prepending_to_drafts(stock: Any, runner: Any, written: Written) -> Any:
+    """The same where drafts are verified, with a row for each draft token."""
+
+    def apply_penalties(
+        logits: torch.Tensor, metadata: Any, drafts: Any, repeat: Any, outputs: list[list[int]]
+    ) -> Any:
+        if written and not metadata.no_penalties:
+            pairs = zip(runner.input_batch.req_ids, drafts.num_draft_tokens, strict=False)
+            rows = [req_id for req_id, num_drafts in pairs for _ in range(num_drafts)]
+            outputs = [
+                [*written.get(req_id, ()), *own] for req_id, own in zip(rows, outputs, strict=False)
+            ]
+        return stock(logits, metadata, drafts, repeat, outputs)
 
     return apply_penalties
 

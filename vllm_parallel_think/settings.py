@@ -19,12 +19,14 @@ class Settings:
         options: As the operator set them.
         profiles: Profiles that requests may name, by name.
         default: Name of the profile for requests that name none, or ``off``.
+        judge_threshold: Least threshold of the judge, where it has one and the model is known.
 
     """
 
     options: ServerOptions
     profiles: dict[str, Profile]
     default: str
+    judge_threshold: float | None = None
 
     @classmethod
     def load(cls, options: ServerOptions) -> Settings:

@@ -11,6 +11,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.worker_base import WorkerBase
 
 from . import tables
+from .judge import attach
+from .judge.verifier import Verifier
 from .messages import GroupSchedulerOutput
 from .penalties import count_written
 from .settings import Settings
@@ -28,15 +30,21 @@ class GroupWorkerMixin(WorkerBase):
         self._tables: BlockTables | None = None
         self._natural_positions: torch.Tensor | None = None
         self._written: dict[str, list[int]] = {}
+        self._verifier: Verifier | None = None
         for backend, path in self.backends.items():
             register_backend(backend, path)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        model = self.get_model()
-        refuse_hookless(model)
-        model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
-        model.register_forward_hook(self._restore_positions, with_kwargs=True)
+        for model in (self.get_model(), draft_model(self.model_runner)):
+            if model is not None:
+                refuse_hookless(model)
+                model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
+                model.register_forward_hook(self._restore_positions, with_kwargs=True)
+        if self.vllm_config.speculative_config is not None:
+            settings = Settings.from_config(self.vllm_config)
+            self._verifier = attach.to_worker(self, settings)
+            attach.proposer(self.model_runner)
         count_written(self.model_runner, self._written)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
@@ -70,7 +78,15 @@ class GroupWorkerMixin(WorkerBase):
         if self._written:
             for req_id in scheduler_output.finished_req_ids:
                 self._written.pop(req_id, None)
+        if self._verifier is not None:
+            self._verifier.wishes.update(scheduler_output)
         return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        if self._verifier is None:
+            return super().sample_tokens(grammar_output)
+        with attach.hidden_states(self._verifier, self.model_runner):
+            return super().sample_tokens(grammar_output)
 
     def execute_dummy_batch(self) -> None:
         # No scheduler output comes with it, so the last step's flag would stand.
@@ -123,6 +139,17 @@ class GroupWorkerMixin(WorkerBase):
             self._natural_positions = None
         if self._tables is not None and self._tables.thoughts is not None:
             self._tables.thoughts.end_step()
+
+
+def draft_model(runner: Any) -> torch.nn.Module | None:
+    """Return the model that proposes draft tokens, if a model does.
+
+    Its keys lie in the same blocks as the target's, so its positions come from the slots as well:
+    with vLLM's own it would guess at another place of the text than the target writes at.
+    """
+    proposer = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
+    model = getattr(proposer, "model", None)
+    return model if isinstance(model, torch.nn.Module) else None
 
 
 def _positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """ParaThinker's figures: P paths over one, the summary's start, and votes at an equal budget.
 
-Three tables, as lines of JSON: ``time`` (P paths of equal length over one, and the step of P
-branches over the step of P plain requests on the same prompt), ``summary`` (from the last path's
-end to the summary's first token, K/V reused and prefilled again), ``votes`` (one chain, a majority of
-independent answers, and paths with a summary, on the same questions with the same budget).
+Three tables, as lines of JSON. ``time``: P paths of equal length over one, and the step of P
+branches over the step of P plain requests on the same prompt. ``summary``: from the last path's
+end to the summary's first token, K/V reused and prefilled again. ``votes``: one chain, a majority
+of independent answers, and paths with a summary, on the same questions with the same budget.
 """
 
 from __future__ import annotations

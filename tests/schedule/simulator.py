@@ -23,7 +23,7 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -35,6 +35,9 @@ from vllm_parallel_think.scheduler import AsyncGroupScheduler, GroupScheduler
 
 TOKENS = range(40, 100)
 """What a text consists of beside tags."""
+
+NO_DRAFT = -1
+"""Fills a draft's place; never what is sampled."""
 
 
 def fingerprint(token: int, position: int, seen: list[bytes]) -> bytes:
@@ -83,13 +86,21 @@ class _Row:
     tokens: list[int]
     blocks: list[int]
     num_computed: int
+    drafts: list[int] = field(default_factory=list)
 
 
 class HashWorker:
-    """Executes scheduler outputs the way Model Runner V1 does, over fingerprints."""
+    """Executes scheduler outputs the way Model Runner V1 does, over fingerprints.
 
-    def __init__(self, num_blocks: int, block_size: int, grammar: IdGrammar) -> None:
-        self.block_size, self.grammar = block_size, grammar
+    With speculation its drafts are what it would write anyway, spoilt now and then; K/V of rejected
+    drafts stays where it was written, as in a real cache.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, grammar: IdGrammar, num_drafts: int = 0
+    ) -> None:
+        self.block_size, self.grammar, self.num_drafts = block_size, grammar, num_drafts
+        self.num_kept = 0
         self.fill = [block_size] * num_blocks
         self.position = [NATURAL] * num_blocks
         self.cache: dict[tuple[int, int], bytes] = {}
@@ -132,21 +143,47 @@ class HashWorker:
             elif new_blocks is not None:
                 row.blocks += new_blocks[0]
             row.num_computed = cached.num_computed_tokens[i]
+            if self.num_drafts and req_id not in cached.resumed_req_ids:
+                # The scheduler may count on drafts that have been rejected meanwhile.
+                row.num_computed = min(row.num_computed, len(row.tokens) - 1)
 
     def _run(self, req_id: str, output: SchedulerOutput) -> list[int]:
         row = self.rows[req_id]
         start = row.num_computed
         num = output.num_scheduled_tokens[req_id]
-        state = b""
-        for index in range(start, start + num):
-            state = self._write(row, index)
-        if start + num < len(row.tokens):
+        num_drafts = len(output.scheduled_spec_decode_tokens.get(req_id, ()))
+        drafts, row.drafts = row.drafts[:num_drafts], []
+        drafts += [NO_DRAFT] * (num_drafts - len(drafts))
+        text = row.tokens[: start + num - num_drafts] + drafts
+        states = [self._write(row, index, text[index]) for index in range(start, start + num)]
+        if start + num - num_drafts < len(row.tokens):
             return []
-        token = sample(state, self.grammar)
-        row.tokens.append(token)
-        return [token]
+        sampled = [sample(states[-num_drafts - 1], self.grammar)]
+        for draft, state in zip(drafts, states[num - num_drafts :], strict=True):
+            if draft != sampled[-1]:
+                break
+            sampled.append(sample(state, self.grammar))
+        self.num_kept += len(sampled) - 1
+        row.tokens += sampled
+        self._propose(row)
+        return sampled
 
-    def _write(self, row: _Row, index: int) -> bytes:
+    def _propose(self, row: _Row) -> None:
+        """Guess the next tokens from the cache, without writing into it."""
+        written: dict[tuple[int, int], bytes] = {}
+        text = list(row.tokens)
+        for _ in range(self.num_drafts):
+            if (len(text) - 1) // self.block_size >= len(row.blocks):
+                return
+            state = self._write(row, len(text) - 1, text[-1], written)
+            spoilt = random.Random(state + b"draft").random() < 0.2
+            text.append(TOKENS[0] if spoilt else sample(state, self.grammar))
+            row.drafts.append(text[-1])
+
+    def _write(
+        self, row: _Row, index: int, token: int, into: dict[tuple[int, int], bytes] | None = None
+    ) -> bytes:
+        into = self.cache if into is None else into
         block, slot = self._at(row, index)
         base = self.position[block]
         position = index if base == NATURAL else base + slot
@@ -154,9 +191,9 @@ class HashWorker:
         for other in range(index):
             at = self._at(row, other)
             if at[1] < self.fill[at[0]]:
-                seen.append(self.cache[at])
-        state = fingerprint(row.tokens[index], position, seen)
-        self.cache[(block, slot)] = state
+                seen.append(into[at] if at in into else self.cache[at])
+        state = fingerprint(token, position, seen)
+        into[(block, slot)] = state
         return state
 
     def _at(self, row: _Row, index: int) -> tuple[int, int]:
@@ -192,6 +229,7 @@ class Simulation:
         max_num_batched_tokens: int = 64,
         max_model_len: int = 2048,
         policy: str = "fcfs",
+        num_drafts: int = 0,
         options: dict[str, Any] | None = None,
     ) -> None:
         register()
@@ -205,6 +243,13 @@ class Simulation:
             block_size=block_size,
             scheduling_policy=policy,
             additional_config={"parallel_think": {"profile": profile, **(options or {})}},
+            speculative_config={
+                "method": "ngram",
+                "num_speculative_tokens": num_drafts,
+                "prompt_lookup_max": 2,
+            }
+            if num_drafts
+            else None,
         ).create_engine_config()
         config.cache_config.num_gpu_blocks = num_blocks
         config.scheduler_config.async_scheduling = asynchronous
@@ -223,7 +268,9 @@ class Simulation:
             block_size=block_size,
             log_stats=True,
         )
-        self.worker = HashWorker(num_blocks, block_size, grammar)
+        # As with a draft model, which writes K/V of its own ahead.
+        self.scheduler.num_lookahead_tokens = num_drafts
+        self.worker = HashWorker(num_blocks, block_size, grammar, num_drafts)
         init_none_hash(sha256)
         self.hasher = get_request_block_hasher(block_size, sha256)
         self.pending: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
@@ -313,7 +360,12 @@ class Simulation:
             assert all(node in scheduler._ledger._blocks for node in held)
 
     def _deliver(self, output: SchedulerOutput, result: ModelRunnerOutput) -> None:
-        for engine_outputs in self.scheduler.update_from_output(output, result).values():
+        delivered = self.scheduler.update_from_output(output, result)
+        if self.worker.num_drafts and self.depth == 1:
+            rows = {req_id: row for req_id, row in self.worker.rows.items() if row.drafts}
+            drafts = DraftTokenIds(list(rows), [list(row.drafts) for row in rows.values()])
+            self.scheduler.update_draft_token_ids(drafts)
+        for engine_outputs in delivered.values():
             for out in engine_outputs.outputs:
                 client = self.clients[out.request_id]
                 assert client.finish is None, "output behind the last one"

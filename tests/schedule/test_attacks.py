@@ -28,7 +28,7 @@ class Script:
             row = worker.rows[req_id]
             start, num = row.num_computed, output.num_scheduled_tokens[req_id]
             for index in range(start, start + num):
-                worker._write(row, index)
+                worker._write(row, index, row.tokens[index])
             if start + num < len(row.tokens):
                 return []
             token = choose(row.tokens)

@@ -67,6 +67,7 @@ def play(simulation: Any, actions: list[Any], seed: int) -> None:
     num_blocks=st.sampled_from([48, 64, 96, 160, 400]),
     max_num_seqs=st.sampled_from([1, 2, 3, 8]),
     policy=st.sampled_from(["fcfs", "priority"]),
+    num_drafts=st.sampled_from([0, 1, 4]),
     seed=st.integers(0, 1000),
 )
 def test_any_schedule(
@@ -78,6 +79,7 @@ def test_any_schedule(
     num_blocks: int,
     max_num_seqs: int,
     policy: str,
+    num_drafts: int,
     seed: int,
 ) -> None:
     """Every answer equals the oracle's, every block comes back, and nothing raises."""
@@ -90,6 +92,7 @@ def test_any_schedule(
         max_model_len=(num_blocks - 1) * 16,
         max_num_seqs=max_num_seqs,
         policy=policy,
+        num_drafts=num_drafts,
     )
     play(simulation, [("add", 20, True), *actions], seed)
     assert_answers(simulation, grammar, MAX_TOKENS, PATH_TOKENS)

@@ -59,12 +59,25 @@ def assert_answers(simulation: Any, grammar: IdGrammar, max_tokens: int, path_to
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.name)
 @pytest.mark.parametrize("every", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("num_drafts", [0, 3], ids=["", "speculative"])
 def test_forced_preemption(
-    asynchronous: bool, grammar: IdGrammar, every: int, tiny_model: Path, tmp_path: Path
+    asynchronous: bool,
+    grammar: IdGrammar,
+    every: int,
+    num_drafts: int,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     """Preempting somebody every k steps changes no token."""
     rng = random.Random(every)
-    simulation = simulate(tiny_model, tmp_path, grammar, asynchronous=asynchronous, num_blocks=200)
+    simulation = simulate(
+        tiny_model,
+        tmp_path,
+        grammar,
+        asynchronous=asynchronous,
+        num_blocks=200,
+        num_drafts=num_drafts,
+    )
     for number in range(6):
         simulation.add(prompt(rng), parallel=number % 3 != 2, pt_path_tokens=20)
     for step in range(1, 400):
@@ -74,12 +87,14 @@ def test_forced_preemption(
             break
     simulation.run()
     assert assert_answers(simulation, grammar, 80, 20) > 0
+    assert (simulation.worker.num_kept > 100) == (num_drafts > 0)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("grammar", GRAMMARS[:2], ids=lambda g: g.name)
+@pytest.mark.parametrize("num_drafts", [0, 3], ids=["", "speculative"])
 def test_pools_too_small_for_all_families(
-    asynchronous: bool, grammar: IdGrammar, tiny_model: Path, tmp_path: Path
+    asynchronous: bool, grammar: IdGrammar, num_drafts: int, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Families give way, are replayed, and still write what they would have written alone."""
     gave_way = forks = 0
@@ -95,6 +110,7 @@ def test_pools_too_small_for_all_families(
             max_model_len=(num_blocks - 1) * 16,
             max_num_seqs=rng.choice([6, 16]),
             max_num_batched_tokens=rng.choice([16, 33, 256]),
+            num_drafts=num_drafts,
         )
         give_way = simulation.scheduler._give_way
 

@@ -132,6 +132,9 @@ def with_options(**options: Any) -> dict[str, Any]:
 
 
 ON = with_options()
+NGRAM = {
+    "speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+}
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": (with_options(bogus=1), ["--additional-config", "'bogus'", "allowed: profile"]),
     "wrong type": (with_options(max_paths="8"), ["--additional-config", "max_paths", "'8'"]),
@@ -145,16 +148,13 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**ON, "enable_prefix_caching": False},
         ["--no-enable-prefix-caching", "remove parallel_think"],
     ),
-    "speculation": (
-        {
-            **ON,
-            "speculative_config": {
-                "method": "ngram",
-                "num_speculative_tokens": 2,
-                "prompt_lookup_max": 3,
-            },
-        },
-        ["--speculative-config", "remove parallel_think"],
+    "judge without drafts": (
+        with_options(judge={"rule": "typical"}),
+        ["parallel_think.judge", "add --speculative-config"],
+    ),
+    "judge without weights": (
+        {**with_options(judge={"rule": "judge", "weights": "/no/such"}), **NGRAM},
+        ["/no/such", "no such file", "spec_decode fit"],
     ),
     "scheduler": (
         {**ON, "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
@@ -170,7 +170,13 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "no tokenizer": ({**ON, "skip_tokenizer_init": True}, ["--skip-tokenizer-init"]),
 }
-ACCEPTED = [ON, with_options(profile="off", max_paths=64), {**ON, "block_size": 48}]
+ACCEPTED = [
+    ON,
+    {**ON, **NGRAM},
+    {**with_options(judge={"rule": "top_n_delta", "n": 5}), **NGRAM},
+    with_options(profile="off", max_paths=64),
+    {**ON, "block_size": 48},
+]
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,8 @@ class ServerOptions:
             first group, its last match), in front of ``\\boxed{}`` and the last number.
         block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots
             where branches start. ``None`` picks one that fits the attention backend.
+        judge: Rule that verifies draft tokens, with its parameters; ``None`` for vLLM's own test
+            alone. What is in it is checked where the model is known.
 
     """
 
@@ -52,6 +54,7 @@ class ServerOptions:
     thought_embeddings: str | None = None
     vote_pattern: str | None = None
     block_size: int | None = None
+    judge: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, raw: object) -> ServerOptions:
@@ -94,6 +97,12 @@ class ServerOptions:
         if not 0 < fraction <= 1:
             raise OptionError(
                 f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {fraction}"
+            )
+        judge = values.get("judge")
+        if judge is not None and not isinstance(judge, Mapping):
+            raise OptionError(
+                f"{FLAG}: judge must be an object such as "
+                f'{{"rule": "judge", "weights": "judge.safetensors"}}, got {judge!r}'
             )
         return cls(**values)
 
@@ -153,7 +162,13 @@ REQUEST_KEYS = (
     "pt_join",
     "pt_live",
     *AT_START_KEYS,
+    "pt_judge",
+    "pt_judge_threshold",
 )
+JUDGE_KEYS = ("parallel_think", "pt_judge", "pt_judge_threshold")
+"""What the verification of draft tokens needs of a request's ``vllm_xargs``, in every branch."""
+GROUP_KEY = "pt_group"
+"""Set by the scheduler on branches: the client's request. No client may send it."""
 
 
 def is_ours(key: str) -> bool:
@@ -166,6 +181,7 @@ def parse_request(
     server: ServerOptions,
     profiles: Mapping[str, Profile],
     default: str,
+    judge_threshold: float | None = None,
 ) -> RequestOptions:
     """Check a request's ``vllm_xargs`` against the server's limits.
 
@@ -174,6 +190,8 @@ def parse_request(
         server: The server's settings.
         profiles: Profiles that requests may name, by name.
         default: Profile of requests that name none, or ``off``.
+        judge_threshold: The judge's threshold, which a request may only raise; ``None`` where the
+            rule has none, or is not known.
 
     Raises:
         OptionError: Names the key, the value and what is allowed; suits an HTTP 400.
@@ -200,6 +218,7 @@ def parse_request(
     _check_at_start(values, name, profiles)
     _number(values, "pt_num_paths", 1, server.max_paths, where)
     _number(values, "pt_summary_tokens", 1, 2**31, where)
+    _check_judge(values, server, judge_threshold)
     return RequestOptions(
         profile=None if name == "off" else name,
         max_paths=values.get("pt_max_paths", server.max_paths),
@@ -257,6 +276,26 @@ def _temperature(value: object) -> float | None:
             f"vllm_xargs.pt_path_temperature must be a number between 0 and 10; got {value!r}"
         )
     return float(value)
+
+
+def _check_judge(
+    values: Mapping[str, Any], server: ServerOptions, server_threshold: float | None
+) -> None:
+    if _flag(values, "pt_judge") and server.judge is None:
+        raise OptionError("vllm_xargs.pt_judge: this server runs no judge; leave it out")
+    if "pt_judge_threshold" not in values:
+        return
+    if server.judge is None or server.judge.get("rule") != "judge":
+        raise OptionError(
+            "vllm_xargs.pt_judge_threshold: this server has no judge with a threshold; leave it out"
+        )
+    low, value = server_threshold or 0, values["pt_judge_threshold"]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= 1:
+        raise OptionError(
+            f"vllm_xargs.pt_judge_threshold must be a number between {low} (the server's) and 1; "
+            f"got {value!r}"
+        )
 
 
 def _number(

@@ -134,6 +134,13 @@ class Profile:
     opening: Forced = ()
     max_depth: int = 8
 
+    @property
+    def tags(self) -> tuple[Tag, ...]:
+        """All tags that mean something when the model writes them."""
+        single = (self.fork.open, self.fork.names_after, self.path.open)
+        several = (*self.fork.trigger, *self.path.end, *self.join.end)
+        return (*several, *(tag for tag in single if tag is not None))
+
 
 _SCALARS: dict[str, type | tuple[type, ...]] = {
     "names": str,

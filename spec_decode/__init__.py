@@ -1,0 +1,1 @@
+"""Lossy verification of draft tokens: rules, the judge head and its training. Knows no vLLM."""

@@ -1,0 +1,48 @@
+"""The judge in both model runners, each in a process of its own (see ``runner_script``)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "PYTHONPATH": str(ROOT),
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+V2 = {"TRITON_INTERPRET": "1", "VLLM_CPU_CI_ENV": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+
+
+def run(runner: str, what: str, folder: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.judge.runner_script", runner, what, str(folder)],
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT, **(V2 if runner == "v2" else {})},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("runner", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
+def test_rules_and_requests(runner: str, tmp_path: Path) -> None:
+    """Standard verification, every rule, requests' wishes, log probabilities, sampling."""
+    assert "check_distribution holds" in run(runner, "plain", tmp_path)
+
+
+@pytest.mark.parametrize("runner", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
+def test_branches(runner: str, tmp_path: Path) -> None:
+    """Speculative decoding in groups: tokens and K/V, standard and lossy, preempted or not."""
+    assert "branches hold" in run(runner, "branches", tmp_path)

@@ -1,0 +1,1 @@
+"""Lossy verification of draft tokens in vLLM's runners: the server's key ``judge``."""

@@ -1,0 +1,53 @@
+"""A correct ``expand_batch_to_tokens`` for CPUs, where vLLM's leaves its output unwritten.
+
+vLLM issue #55005: the CPU kernel writes into an int64 temporary, so that temperature, top-k and
+top-p of sampled draft rows are whatever the memory held.
+"""
+
+from __future__ import annotations
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.sample import rejection_sampler
+
+logger = init_logger(__name__)
+
+
+def expand_batch_to_tokens(
+    x: torch.Tensor,
+    cu_num_tokens: torch.Tensor,
+    num_tokens: int,
+    replace_from: int = 0,
+    replace_to: int = 0,
+) -> torch.Tensor:
+    """Return [num_tokens]: each request's value once for each of its tokens.
+
+    Args:
+        x: [B], one value a request.
+        cu_num_tokens: [B] int, running totals of tokens.
+        num_tokens: The last total.
+        replace_from: A value to be replaced.
+        replace_to: What to put in its place.
+
+    """
+    counts = torch.diff(cu_num_tokens.long(), prepend=cu_num_tokens.new_zeros(1).long())
+    values = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
+    return torch.repeat_interleave(values, counts, output_size=num_tokens)
+
+
+def is_broken() -> bool:
+    """Return whether this vLLM expands floats wrongly on a CPU."""
+    x = torch.tensor([0.25, 0.75])
+    expanded = rejection_sampler.expand_batch_to_tokens(x, torch.tensor([1, 3]), 3)
+    return expanded.tolist() != [0.25, 0.75, 0.75]
+
+
+def mend() -> None:
+    """Replace vLLM's function if it is broken; safe to call again.
+
+    Patch: sampled speculative decoding on a CPU answers with noise without it. Could go with
+    vLLM's own cure, which :func:`is_broken` then sees.
+    """
+    if is_broken():
+        logger.info("expand_batch_to_tokens is replaced (vLLM issue #55005)")
+        rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens

@@ -1,0 +1,104 @@
+"""The server's ``judge`` key: which rule verifies, and what it cannot be combined with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from spec_decode.head import load_head
+from spec_decode.rules import RULES, FLy, Rule, parameters
+
+from ..core.errors import OptionError
+
+WHERE = "--additional-config: parallel_think.judge"
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """A rule that fits the served model.
+
+    Attributes:
+        rule: What accepts draft tokens beside the standard test.
+        threshold: Least threshold of requests, for a rule that has one.
+
+    """
+
+    rule: Rule
+    threshold: float | None
+
+
+def load(raw: Mapping[str, Any], config: VllmConfig) -> JudgeSettings:
+    """Check the key, load the weights, and refuse what the rule cannot work with.
+
+    Raises:
+        OptionError: Names the key, the value and what is allowed.
+
+    """
+    _refuse_unsupported(raw, config)
+    name = raw.get("rule")
+    if not isinstance(name, str) or name not in RULES:
+        raise OptionError(f"{WHERE}: rule must be one of {', '.join(RULES)}; got {name!r}")
+    values = {key: value for key, value in raw.items() if key != "rule"}
+    allowed = ["weights" if key == "head" else key for key in parameters(name)]
+    if unknown := sorted(set(values) - set(allowed)):
+        raise OptionError(
+            f"{WHERE}: unknown key {unknown[0]!r}; rule {name} allows {', '.join(allowed)}"
+        )
+    try:
+        if name == "judge":
+            values = _with_head(values, config)
+        rule: Rule = RULES[name](**values)
+    except ValueError as error:
+        raise OptionError(f"{WHERE}: {error}") from None
+    _refuse_mismatch(rule, name, config)
+    return JudgeSettings(rule, getattr(rule, "threshold", None))
+
+
+def _with_head(values: dict[str, Any], config: VllmConfig) -> dict[str, Any]:
+    weights = values.pop("weights", None)
+    if not isinstance(weights, str):
+        raise ValueError(f"weights must be the path of a judge head, got {weights!r}")
+    model = config.model_config
+    served = model.served_model_name
+    names = [model.model, *([served] if isinstance(served, str) else served or [])]
+    head = load_head(weights, targets=names, hidden_size=model.get_hidden_size())
+    return {"threshold": head.threshold, **values, "head": head}
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], config: VllmConfig) -> None:
+    spec = config.speculative_config
+    if spec is None:
+        raise OptionError(f"{WHERE} verifies draft tokens: add --speculative-config, or drop it")
+    reasons = {
+        # A point mass is an 'or' only where every position is tested by itself.
+        f"rejection_sample_method {spec.rejection_sample_method!r} (use 'standard')": (
+            spec.rejection_sample_method != "standard"
+        ),
+        "enable_adaptive_verification": spec.enable_adaptive_verification,
+        # Its filler, repeats of the last token, looks like drafts.
+        "vLLM's n-gram proposer on Model Runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": (
+            spec.method in ("ngram", "ngram_gpu") and config.use_v2_model_runner
+        ),
+        "--watermark-config": getattr(config, "watermark_config", None) is not None,
+    }
+    for reason, present in reasons.items():
+        if present:
+            raise OptionError(f"{WHERE} cannot be combined with {reason}: drop one of them")
+
+
+def _refuse_mismatch(rule: Rule, name: str, config: VllmConfig) -> None:
+    spec = config.speculative_config
+    assert spec is not None
+    if rule.needs_draft_logits and spec.draft_sample_method != "probabilistic":
+        raise OptionError(
+            f"{WHERE}: rule {name} compares with the draft model's probabilities: set "
+            "draft_sample_method 'probabilistic' in --speculative-config"
+        )
+    if isinstance(rule, FLy) and spec.num_speculative_tokens <= rule.window:
+        raise OptionError(
+            f"{WHERE}: rule {name} looks {rule.window} drafts ahead and would accept nothing with "
+            f"num_speculative_tokens {spec.num_speculative_tokens}: raise that, or lower window"
+        )

@@ -1,0 +1,141 @@
+"""Lossy verification without a copy of vLLM's: a point mass on every draft token a rule accepts.
+
+Where the rule accepts, the draft token's processed logit is raised so far that the target's
+distribution is a point mass on it. vLLM's own test then accepts it: greedily, because it is the
+most likely token; sampled, because p/q >= 1. Other rows are untouched, so the cut at the first
+rejection, its replacement, the bonus token and the random numbers stay vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from spec_decode.acceptance import is_protected
+from spec_decode.rows import DraftRows
+from spec_decode.rules import Judge, Rule
+
+from .requests import WishTable
+
+POINT_MASS = 1e30
+"""Logit of a point mass, where the type can hold it: nothing else has any probability beside it."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many draft tokens were verified, kept, and kept although the target had another."""
+
+    drafts: int
+    kept: int
+    lossy: int
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a rule says of a batch's drafts.
+
+    Attributes:
+        ids: [N] int64, draft tokens, 0 in filler rows.
+        is_draft: [N] bool.
+        request: [N] int64, place in the batch.
+        position: [N] int64, place among the request's drafts.
+        lossy: [N] bool, to be accepted whatever the standard test says.
+        other: [N] bool, the target's most likely token is another one.
+
+    """
+
+    ids: torch.Tensor
+    is_draft: torch.Tensor
+    request: torch.Tensor
+    position: torch.Tensor
+    lossy: torch.Tensor
+    other: torch.Tensor
+
+
+class Verifier:
+    """A rule at work in one worker.
+
+    Attributes:
+        rule: The rule.
+        wishes: What requests say.
+        hidden: The current step's hidden states, as its runner keeps them; ``None`` in dummy runs,
+            where the rule rests.
+
+    """
+
+    def __init__(self, rule: Rule, protected: torch.Tensor, wishes: WishTable) -> None:
+        self.rule = rule
+        self.wishes = wishes
+        self.hidden: torch.Tensor | None = None
+        self._protected = protected
+        self._counts = torch.zeros(3, dtype=torch.int64, device=protected.device)
+
+    @property
+    def counts(self) -> Counts:
+        """Totals since the start; reading them waits for the device."""
+        return Counts(*self._counts.tolist())
+
+    def judge(self, rows: DraftRows, req_ids: Sequence[str]) -> Verdict:
+        """Apply the rule, within what requests and protected tokens leave to it.
+
+        Args:
+            rows: The drafts; ``request`` counts in the order of ``req_ids``.
+            req_ids: The batch.
+
+        """
+        wishes = self.wishes.batch(req_ids, rows.logits.device)
+        ids, request = rows.safe_ids, rows.request
+        allowed = wishes.enabled[request] & ~is_protected(
+            rows.draft_ids, self._protected, wishes.grammar[request]
+        )
+        allowed &= (wishes.stop_ids[request] != ids[:, None]).all(dim=1)
+        if isinstance(self.rule, Judge):
+            rows = replace(rows, threshold=wishes.threshold[request])
+        return Verdict(
+            ids=ids,
+            is_draft=rows.is_draft,
+            request=request,
+            position=rows.position,
+            lossy=allowed & self.rule(rows),
+            other=rows.logits.argmax(dim=-1) != rows.draft_ids,
+        )
+
+    def count(self, verdict: Verdict, num_kept: torch.Tensor) -> None:
+        """Add a step to the totals, of which [B] int drafts each request keeps."""
+        kept = verdict.is_draft & (verdict.position < num_kept[verdict.request])
+        lossy = kept & verdict.lossy & verdict.other
+        self._counts += torch.stack([verdict.is_draft.sum(), kept.sum(), lossy.sum()])
+
+
+@dataclass(frozen=True, eq=False)
+class PointMasses:
+    """Point masses set into processed logits, and how to take them out again."""
+
+    _logits: torch.Tensor
+    _ids: torch.Tensor
+    _before: torch.Tensor
+
+    def undo(self) -> None:
+        """Put the logits back."""
+        self._logits.scatter_(1, self._ids, self._before)
+
+
+def set_point_masses(logits: torch.Tensor, verdict: Verdict, unmasked: torch.Tensor) -> PointMasses:
+    """Set point masses, in place, where a rule accepts and nothing has forbidden the token.
+
+    Args:
+        logits: [N, V] float, processed logits.
+        verdict: What the rule says.
+        unmasked: [N] float, the draft tokens' logits before top-k and top-p, which say what the
+            target would sample and not what is forbidden: bad words, grammars, ``min_tokens`` and
+            ``allowed_token_ids`` have put -inf there.
+
+    """
+    index = verdict.ids[:, None]
+    before = logits.gather(1, index)
+    lossy = verdict.lossy & torch.isfinite(unmasked)
+    mass = min(POINT_MASS, torch.finfo(logits.dtype).max / 4)
+    logits.scatter_(1, index, torch.where(lossy[:, None], mass, before))
+    return PointMasses(logits, index, before)
