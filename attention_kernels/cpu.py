@@ -152,15 +152,33 @@ def _spans(
     row, same = row.ravel(), same.ravel()
     exists = number < spans[row]
     row, number, same = row[exists], number[exists], same[exists]
-    return row, number, _first_of_tasks(~same, plan.query_len.numpy()[row] * group)
+    lines = plan.query_len.numpy()[row] * group
+    return row, number, _first_of_tasks(~same, lines, worth_sharing(group))
+
+
+def worth_sharing(group: int) -> int:
+    """The fewest rows that share a span for which it is read once.
+
+    group: query heads per KV head. Time of rows apart over time of rows together, measured with
+    64 own tokens a row (`python -m tests.bench.attention --gate`, 2 cores with AVX-512): two rows
+    gain from one shared span of 256 keys on (1.07 to 1.15 at groups of 1, 3 and 7), but eight
+    heads fill the tiles of one row already, and two rows of them gain nothing (0.95 to 1.06).
+    Whatever is decided, the results are the same to the bit.
+    """
+    return 2 if group < 8 else 3
 
 
 def _first_of_tasks(
-    starts: npt.NDArray[np.bool_], lines: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.bool_], lines: npt.NDArray[np.int64], least: int
 ) -> npt.NDArray[np.bool_]:
-    """Cuts groups of rows that begin at `starts` into tasks of about SHARED_LINES lines each."""
+    """Cuts groups of rows that begin at `starts` into tasks of about SHARED_LINES lines each.
+
+    Groups of fewer than `least` rows are taken apart.
+    """
     if not len(starts):
         return starts
+    sizes = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+    starts = starts | (np.repeat(sizes, sizes) < least)
     group, first = np.cumsum(starts) - 1, np.flatnonzero(starts)
     before = np.cumsum(lines) - lines
     total = np.add.reduceat(lines, first)
@@ -188,9 +206,9 @@ def _run(
 ) -> None:
     """Fills in the addresses that change from layer to layer, and lets all threads work."""
     plan, num_kv_heads = problem.plan, problem.key_cache.shape[2]
-    layout = (query.dtype, query.stride(), out.stride(), problem.key_cache.stride())
-    layout += (problem.value_cache.stride(), problem.key_cache.shape[2:], problem.scale)
-    key = ("cpu job", layout, problem.rotation)
+    keys, values = problem.key_cache, problem.value_cache
+    layout = (query.dtype, query.stride(), out.stride(), keys.stride(), values.stride())
+    key = ("cpu job", layout, keys.shape[2:], problem.scale, problem.rotation)
     template, sizes = plan.memo(key, lambda: _template(problem, query, out, tasks, group))
     job = template.copy()
     workers = num_workers() if len(tasks.table) * num_kv_heads > 1 else 1
@@ -200,8 +218,8 @@ def _run(
     scratch, counted = _scratch(total), counters.ctypes.data
     addresses = {
         "query": query.data_ptr(),
-        "key": problem.key_cache.data_ptr(),
-        "value": problem.value_cache.data_ptr(),
+        "key": keys.data_ptr(),
+        "value": values.data_ptr(),
         "out": out.data_ptr(),
         "lse": problem.lse.data_ptr(),
         "workspace": scratch,
@@ -210,16 +228,18 @@ def _run(
         "next_worker": counted + 8,
         "arrived": counted + 16,
     }
-    fields = job.view(np.int64)
     for name, address in addresses.items():
-        fields[_FIELD[name]] = address
+        job[_FIELD[name]] = address
     run_on_workers(kernel.run.address, job.ctypes.data, workers)
 
 
 def _template(
     problem: Problem, query: torch.Tensor, out: torch.Tensor, tasks: Tasks, group: int
-) -> tuple[npt.NDArray[Any], JobValues]:
-    """The JOB record of all layers with these shapes and strides, and what `_sizes` returns."""
+) -> tuple[npt.NDArray[np.int64], JobValues]:
+    """The JOB record of all layers with these shapes and strides, and what `_sizes` returns.
+
+    The record comes as its int64 words, which are copied faster.
+    """
     plan, size = problem.plan, query.element_size()
     num_kv_heads, head_dim = problem.key_cache.shape[2:]
     sizes = _sizes(plan.block_size, head_dim, tasks, group)
@@ -252,7 +272,7 @@ def _template(
     template: npt.NDArray[Any] = np.zeros(1, dtype=kernel.JOB)
     for name, value in values.items():
         template[name] = value
-    return template, sizes
+    return template.view(np.int64), sizes
 
 
 def _plan_values(plan: SegmentPlan) -> JobValues:
@@ -311,7 +331,7 @@ def _sizes(block_size: int, head_dim: int, tasks: Tasks, group: int) -> JobValue
         "acc_at": lines * padded_dim * 4,
         "stats_at": lines * 8,
         "columns_at": columns * 16,
-        "pieces_at": step_entries * 24,
+        "pieces_at": step_entries * 40,
         "key_at": step_entries * head_dim * padded_block * 4,
         "value_at": step_entries * block_size * padded_dim * 4,
     }

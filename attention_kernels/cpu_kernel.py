@@ -28,8 +28,8 @@ _SIZES = (
     "kind num_tasks num_kv_heads group head_dim padded_dim padded_block step_entries "
     "num_entries query_token query_head out_token out_head "
     "key_block key_slot key_head key_dim value_block value_slot value_head value_dim "
-    "key_direct value_direct key_bytes value_bytes block_size shift_width rotary_half neox visible_width "
-    "partial_bytes partial_stats worker_bytes "
+    "key_direct value_direct key_bytes value_bytes block_size "
+    "shift_width rotary_half neox visible_width partial_bytes partial_stats worker_bytes "
     "tokens_at query_at turned_at scores_at acc_at stats_at key_at value_at columns_at pieces_at"
 )
 JOB = np.dtype(
@@ -37,6 +37,7 @@ JOB = np.dtype(
     align=True,
 )
 # Columns of the task table. SPAN is a span's number in its row, -1 for a task that is all of it.
+CACHE_LINE = 64
 FIRST_MEMBER, NUM_MEMBERS, TOKEN, STOP_TOKEN, ENTRY, STOP_ENTRY, SPAN = range(7)
 TASK_COLUMNS = 7
 
@@ -213,28 +214,32 @@ def _copy_values(job, source, first, count, target):
 
 
 @_compiled
-def _prefetch(job, after, keys, part, parts):
-    """Asks for part `part` of `parts` of the keys, or the values, that `after` names.
+def _keys_ahead(job, after, begin, length):
+    """Asks for bytes begin .. begin + length - 1 of the keys that `after` names, back to back.
 
-    after: (row, kv_head, entry, stop). Those of one block and head lie side by side.
+    after: (row, kv_head, entry, stop). The keys of one block and head lie side by side.
     """
     row, kv_head, entry, stop = after
-    length = job.key_bytes if keys else job.value_bytes
-    begin = (stop - entry) * length * part // parts
-    left = (stop - entry) * length * (part + 1) // parts - begin
-    entry += begin // length
-    begin %= length
-    while left > 0:
-        block, some = _int(job.blocks + (row * job.num_entries + entry) * 4), length - begin
-        some = min(left, some)
-        if keys:
-            at = job.key + block * job.key_block + kv_head * job.key_head
-        else:
-            at = job.value + block * job.value_block + kv_head * job.value_head
-        vec.prefetch(at + begin, some)
-        left -= some
+    entry += begin // job.key_bytes
+    begin %= job.key_bytes
+    while length > 0 and entry < stop:
+        some = min(length, job.key_bytes - begin)
+        vec.prefetch(_keys_at(job, row, kv_head, entry) + begin, some)
+        length -= some
         begin = types.int64(0)
         entry += 1
+
+
+@_compiled
+def _keys_at(job, row, kv_head, entry):
+    block = _int(job.blocks + (row * job.num_entries + entry) * 4)
+    return job.key + block * job.key_block + kv_head * job.key_head
+
+
+@_compiled
+def _values_at(job, row, kv_head, entry):
+    block = _int(job.blocks + (row * job.num_entries + entry) * 4)
+    return job.value + block * job.value_block + kv_head * job.value_head
 
 
 @_compiled
@@ -250,7 +255,7 @@ def _score_entries(job, work, row, kv_head, entry, stop, query, num_tokens, scor
     for e in range(entry, stop):
         at = (row * job.num_entries + e) * 4
         first, most = _int(job.first + at), _most_visible(job, work, row, e, num_tokens)
-        keys = job.key + _int(job.blocks + at) * job.key_block + kv_head * job.key_head
+        keys = _keys_at(job, row, kv_head, e)
         if not job.key_direct:
             copied = work + job.key_at + (e - entry) * job.head_dim * job.padded_block * 4
             _copy_keys(job, keys, first, most, copied)
@@ -260,20 +265,28 @@ def _score_entries(job, work, row, kv_head, entry, stop, query, num_tokens, scor
             vec.set_i64(table + columns * 16, keys + lane * lane_bytes)
             vec.set_i64(table + columns * 16 + 8, line + lane * 4)
             columns += 1
-    lines, column, number = num_tokens * job.group, 0, 0
-    parts = _num_tiles(lines) * (columns // 4 + columns % 4 // 2 + columns % 2)
+    lines, column, read = num_tokens * job.group, 0, types.int64(0)
+    tiles, line_bytes = _num_tiles(lines), job.head_dim * CACHE_LINE
     while column < columns:
         some, m = _some_columns(columns - column), 0
-        while m < lines:
-            rows = _some_rows(lines - m)
-            if after[2] < after[3]:
-                _prefetch(job, after, True, number, parts)
+        # This group's share of what is read next: a line a step in each of its tiles, or at once.
+        share = some * LANES * lane_bytes * job.head_dim if after[2] < after[3] else 0
+        if share > tiles * line_bytes:
+            _keys_ahead(job, after, read + tiles * line_bytes, share - tiles * line_bytes)
+        for number in range(tiles):
+            rows, ahead, pace = _some_rows(lines - m), query, types.int64(0)
+            begin = read + number * line_bytes
+            entry = after[2] + begin // max(job.key_bytes, types.int64(1))
+            if number * line_bytes < share and entry < after[3]:
+                ahead, pace = _keys_at(job, after[0], after[1], entry), types.int64(CACHE_LINE)
+                ahead += begin % job.key_bytes
             vec.dot(
-                kind, rows, some, query, table + column * 16, stride, job.head_dim, m * LINE * 4
-            )
+                kind, rows, some, query, table + column * 16, stride, job.head_dim, m * LINE * 4,
+                ahead, pace,
+            )  # fmt: skip
             m += rows
-            number += 1
         column += some
+        read += share
 
 
 @_compiled
@@ -317,36 +330,51 @@ def _softmax_step(job, work, lines, lanes):
 
 
 @_compiled
+def _value_ahead(job, after, number, num_calls, piece):
+    """Fills in what is fetched while piece `number` is multiplied: values of `after`'s entry of
+    that number, a line of each slot a call; at once what calls are too few for."""
+    entry = after[2] + number
+    vec.set_i64(piece + 24, vec.get_i64(piece))
+    vec.set_i64(piece + 32, types.int64(0))
+    if entry < after[3]:
+        at, called = _values_at(job, after[0], after[1], entry), num_calls * vec.get_i64(piece + 8)
+        vec.set_i64(piece + 24, at)
+        vec.set_i64(piece + 32, types.int64(CACHE_LINE))
+        if called * CACHE_LINE < job.value_bytes:
+            vec.prefetch(at + called * CACHE_LINE, job.value_bytes - called * CACHE_LINE)
+
+
+@_compiled
 def _add_values(job, work, row, kv_head, entry, stop, num_tokens, after):
     """Adds the values of entries entry .. stop - 1, times the weights in the scores' place."""
     kind, stride, size = job.kind, job.value_slot, types.int64(4 if job.kind == F32 else 2)
     if not job.value_direct:
         kind, stride, size = types.int64(F32), job.padded_dim * 4, types.int64(4)
-    table = work + job.pieces_at
+    table, lines, vectors = work + job.pieces_at, num_tokens * job.group, job.padded_dim // LANES
+    num_calls = _num_tiles(lines) * (vectors // 4 + vectors % 4 // 2 + vectors % 2)
+    num_lines = max(1, job.value_bytes // job.block_size // CACHE_LINE)
     for e in range(entry, stop):
         at = (row * job.num_entries + e) * 4
         first, most = _int(job.first + at), _most_visible(job, work, row, e, num_tokens)
-        values = job.value + _int(job.blocks + at) * job.value_block + kv_head * job.value_head
+        values = _values_at(job, row, kv_head, e)
         if not job.value_direct:
             copied = work + job.value_at + (e - entry) * job.block_size * job.padded_dim * 4
             _copy_values(job, values, first, most, copied)
             values = copied
-        piece = table + (e - entry) * 24
+        piece = table + (e - entry) * 40
         vec.set_i64(piece, values + first * stride)
         vec.set_i64(piece + 8, most)
         vec.set_i64(piece + 16, ((e - entry) * job.padded_block + first) * 4)
-    lines, d, number, vectors = num_tokens * job.group, 0, 0, job.padded_dim // LANES
-    parts = _num_tiles(lines) * (vectors // 4 + vectors % 4 // 2 + vectors % 2)
+        _value_ahead(job, after, e - entry, num_calls, piece)
+    d, number = 0, 0
     while d < vectors:
         some, m = _some_columns(vectors - d), 0
         while m < lines:
             rows = _some_rows(lines - m)
-            if after[2] < after[3]:
-                _prefetch(job, after, False, number, parts)
             vec.add(
                 kind, rows, some, work + job.scores_at + m * LINE * 4, table, stop - entry, stride,
                 d * LANES * size, work + job.acc_at + (m * job.padded_dim + d * LANES) * 4,
-                job.padded_dim * 4,
+                job.padded_dim * 4, min(number, num_lines - 1),
             )  # fmt: skip
             m += rows
             number += 1

@@ -106,16 +106,17 @@ def _multiply(builder: Any, sums: Any, weight: Any, vectors: Any) -> None:
 
 
 @intrinsic
-def dot(typingctx, kind, rows, columns, weight, table, stride, depth, offset):
+def dot(typingctx, kind, rows, columns, weight, table, stride, depth, offset, ahead, pace):
     """out[c][r, :LANES] = sum_i weight[r, i] * column[c][i, :LANES].
 
     table: int64 pairs (address of column c, address of its output); `stride` bytes lead from
     one i of a column to the next. Rows of weights and outputs are LINE floats apart, the first
-    ones `offset` bytes behind the addresses given.
+    ones `offset` bytes behind the addresses given. Step i also fetches `ahead` + i * `pace` into
+    the cache: one line at a time, as a burst would hold up the loads of the sum.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        weight, table, stride, depth, offset = args[3:]
+        weight, table, stride, depth, offset, early, pace = args[3:]
         weight = builder.add(weight, offset)
 
         def emit(kind: int, rows: int, columns: int) -> None:
@@ -127,8 +128,9 @@ def dot(typingctx, kind, rows, columns, weight, table, stride, depth, offset):
             for total in (total for line in sums for total in line):
                 builder.store(_const(0.0), total)
             with cgutils.for_range(builder, depth) as loop:
-                ahead = builder.mul(loop.index, stride)
-                vectors = [_widen(builder, kind, builder.add(at, ahead)) for at in starts]
+                _fetch(builder, _step(builder, early, loop.index, pace))
+                inner = builder.mul(loop.index, stride)
+                vectors = [_widen(builder, kind, builder.add(at, inner)) for at in starts]
                 at = builder.add(weight, builder.mul(loop.index, _i64(4)))
                 _multiply(builder, sums, at, vectors)
             for r, line in enumerate(sums):
@@ -139,21 +141,22 @@ def dot(typingctx, kind, rows, columns, weight, table, stride, depth, offset):
         _cases(builder, args, emit)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(*[types.int64] * 10), codegen
 
 
 @intrinsic
-def add(typingctx, kind, rows, columns, weight, table, runs, stride, offset, out, out_row):
+def add(typingctx, kind, rows, columns, weight, table, runs, stride, offset, out, out_row, call):
     """out[r, :LANES * columns] += sum_i weight[r, i] * matrix[i, :LANES * columns].
 
     The matrix lies in `runs` pieces, one line of `table` each: int64 (address, number of i, byte
-    offset of their weights). `stride` bytes lead from one i of a piece to the next, `offset`
+    offset of their weights, address to fetch ahead, step of that). Call number `call` fetches the
+    `call`-th line of each i ahead. `stride` bytes lead from one i of a piece to the next, `offset`
     bytes into it begins the part in use. Rows of weights are LINE floats apart, of sums `out_row`
     bytes.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        weight, table, runs, stride, offset, out, out_row = args[3:]
+        weight, table, runs, stride, offset, out, out_row, call = args[3:]
 
         def emit(kind: int, rows: int, columns: int) -> None:
             size = 4 if kind == F32 else 2
@@ -166,12 +169,16 @@ def add(typingctx, kind, rows, columns, weight, table, runs, stride, offset, out
             for total, at in places:
                 builder.store(_load(builder, at, _vf32), total)
             with cgutils.for_range(builder, runs) as piece:
-                line = builder.add(table, builder.mul(piece.index, _i64(24)))
+                line = builder.add(table, builder.mul(piece.index, _i64(40)))
                 start = builder.add(_load(builder, line, _i64, 8), offset)
                 depth = _load(builder, builder.add(line, _i64(8)), _i64, 8)
                 its = _load(builder, builder.add(line, _i64(16)), _i64, 8)
                 its = builder.add(weight, its)
+                early = _load(builder, builder.add(line, _i64(24)), _i64, 8)
+                pace = _load(builder, builder.add(line, _i64(32)), _i64, 8)
+                early = _step(builder, early, builder.mul(call, depth), pace)
                 with cgutils.for_range(builder, depth) as loop:
+                    _fetch(builder, _step(builder, early, loop.index, pace))
                     at = _step(builder, start, loop.index, stride)
                     vectors = [
                         _widen(builder, kind, builder.add(at, _i64(c * LANES * size)))
@@ -185,7 +192,16 @@ def add(typingctx, kind, rows, columns, weight, table, runs, stride, offset, out
         _cases(builder, args, emit)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 10), codegen
+    return types.void(*[types.int64] * 11), codegen
+
+
+def _fetch(builder: Any, address: Any) -> None:
+    """Asks for a line to be brought into the second-level cache."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, _i32, _i32, _i32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0i8")
+    # Read, locality 2, data.
+    builder.call(function, [builder.inttoptr(address, byte), _i32(0), _i32(2), _i32(1)])
 
 
 @intrinsic
@@ -194,15 +210,9 @@ def prefetch(typingctx, address, length):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address, length = args
-        byte = ir.IntType(8).as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [byte, _i32, _i32, _i32])
-        name = "llvm.prefetch.p0i8"
-        function = cgutils.get_or_insert_function(builder.module, signature, name)
         lines = builder.sdiv(builder.add(length, _i64(63)), _i64(64))
         with cgutils.for_range(builder, lines) as loop:
-            at = builder.add(address, builder.mul(loop.index, _i64(64)))
-            # Read, locality 2 (second-level cache), data.
-            builder.call(function, [builder.inttoptr(at, byte), _i32(0), _i32(2), _i32(1)])
+            _fetch(builder, _step(builder, address, loop.index, _i64(64)))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

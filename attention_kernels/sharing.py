@@ -53,7 +53,9 @@ def shared_spans(
         eligible &= (cut(plan.visible.index) == 0).all(dim=-1)
     if candidates is not None:
         eligible &= candidates
-    row = torch.argsort(_hash(held), dim=1, stable=True)
+    # Rows that share nothing go last: one between two that share would part them.
+    key = torch.where(eligible, _hash(held) >> 1, torch.iinfo(torch.int64).max)
+    row = torch.argsort(key, dim=1, stable=True)
     held = held.gather(1, row[:, :, None].expand(held.shape))
     eligible = eligible.gather(1, row)
     same = torch.zeros_like(eligible)
@@ -73,7 +75,27 @@ def _eligible(plan: SegmentPlan, span: int, num_spans: int, max_tokens: int) -> 
 def _hash(held: torch.Tensor) -> torch.Tensor:
     """[..., n] int32 to [...] int64: a sum with odd multipliers, modulo 2 ** 64."""
     place = torch.arange(held.shape[-1], device=held.device, dtype=torch.int64)
-    # Knuth's multiplier for 64 bits (MMIX), to its multiples' high bits' benefit squared by place.
-    multiplier = (place * 2 + 1) * 6364136223846793005 + 1442695040888963407
+    # The multiplier of Knuth's MMIX generator; odd multiples keep all bits of an id.
+    multiplier = (place * 2 + 1) * 6364136223846793005
     mixed = held * multiplier
     return (mixed ^ (mixed >> 29)).sum(dim=-1)
+
+
+def tile_sizes(shared: SharedSpans, most: int, least: int) -> torch.Tensor:
+    """[C, R] int32: the rows of the tile that begins at a place, 0 inside a tile.
+
+    The rows that share a span are cut into tiles of at most `most`, evenly; fewer than `least`
+    stay alone. Runs on the device, like `shared_spans`.
+    """
+    place = torch.arange(shared.same.shape[1], device=shared.same.device).expand(shared.same.shape)
+    start = torch.where(shared.same, 0, place).cummax(dim=1).values
+    # A run ends where the next one starts; looked up from behind.
+    after = torch.full_like(place, shared.same.shape[1])
+    after[:, :-1] = torch.where(shared.same[:, 1:], after[:, 1:], place[:, 1:])
+    end = after.flip(1).cummin(dim=1).values.flip(1)
+    size, rank = end - start, place - start
+    tiles = (size + most - 1) // most
+    each = (size + tiles - 1) // tiles
+    each = torch.where(size < least, 1, each)
+    rows = torch.minimum(each, size - rank)
+    return torch.where(rank % each == 0, rows, 0).to(torch.int32)
