@@ -18,11 +18,11 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow lint bench env model clean
+.PHONY: help demo serve test test-slow lint bench bench-attention env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; QUICK=1 for a small bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -45,6 +45,9 @@ lint: env ## style, formatting, types
 
 bench: env $(NEEDS_MODEL) ## all benchmarks
 	$(PY) -m tests.bench --model $(MODEL)
+
+bench-attention: env ## attention over a shared prefix; on a GPU all of its measurements
+	$(PY) -m tests.bench.attention $(if $(QUICK),--quick)
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)
