@@ -165,7 +165,8 @@ class SegmentPlan:
         query_len = starts[1:] - starts[:-1]
         begin = torch.arange(width, dtype=torch.int32, device=block_table.device) * block_size
         live = begin < seq_lens
-        blocks = torch.where(live, block_table, 0).to(torch.int32)
+        # Kernels take rows as contiguous, which a view of a wider table is not.
+        blocks = torch.where(live, block_table, 0).to(torch.int32).contiguous()
         left = seq_lens - begin
         count = torch.minimum(fill[blocks.long()].to(torch.int32), left).clamp_(0, block_size)
         return cls(

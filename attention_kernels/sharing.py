@@ -81,18 +81,48 @@ def _hash(held: torch.Tensor) -> torch.Tensor:
     return (mixed ^ (mixed >> 29)).sum(dim=-1)
 
 
+def rows_that_share(
+    plan: SegmentPlan, *, keys: int = 256, max_tokens: int = 8, least: int = 2
+) -> torch.Tensor:
+    """[R] bool: rows whose first `keys` keys are read by `least` rows or more.
+
+    For a caller that computes only some rows by its plan: these gain from being among them, whether
+    they belong to a group or found their prefix in a cache. Nothing is read back from the device.
+    """
+    found = torch.zeros(plan.num_rows, dtype=torch.bool, device=plan.device)
+    shared = shared_spans(plan, max(1, keys // plan.block_size), max_tokens)
+    if shared is None:
+        return found
+    row, size = shared.row[0], run_sizes(shared.same[:1])[0]
+    found[row] = size >= least
+    return found
+
+
+def run_sizes(same: torch.Tensor) -> torch.Tensor:
+    """[C, R]: how many rows share the span with the row at a place, itself included."""
+    start, end = _runs(same)
+    return end - start
+
+
+def _runs(same: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First place of the run that a place is in, and the first one behind it."""
+    num_rows = same.shape[1]
+    place = torch.arange(num_rows, device=same.device).expand(same.shape)
+    start = torch.where(same, 0, place).cummax(dim=1).values
+    # A run ends where the next one starts; looked up from behind.
+    after = torch.full_like(place, num_rows)
+    after[:, :-1] = torch.where(same[:, 1:], num_rows, place[:, 1:])
+    return start, after.flip(1).cummin(dim=1).values.flip(1)
+
+
 def tile_sizes(shared: SharedSpans, most: int, least: int) -> torch.Tensor:
     """[C, R] int32: the rows of the tile that begins at a place, 0 inside a tile.
 
     The rows that share a span are cut into tiles of at most `most`, evenly; fewer than `least`
     stay alone. Runs on the device, like `shared_spans`.
     """
-    place = torch.arange(shared.same.shape[1], device=shared.same.device).expand(shared.same.shape)
-    start = torch.where(shared.same, 0, place).cummax(dim=1).values
-    # A run ends where the next one starts; looked up from behind.
-    after = torch.full_like(place, shared.same.shape[1])
-    after[:, :-1] = torch.where(shared.same[:, 1:], after[:, 1:], place[:, 1:])
-    end = after.flip(1).cummin(dim=1).values.flip(1)
+    start, end = _runs(shared.same)
+    place = torch.arange(shared.same.shape[1], device=shared.same.device)
     size, rank = end - start, place - start
     tiles = (size + most - 1) // most
     each = (size + tiles - 1) // tiles

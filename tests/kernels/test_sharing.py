@@ -14,7 +14,7 @@ import torch
 from segment_cases import Case, Memory, make_rotary
 from test_attention import PROVIDERS, check, run
 
-from attention_kernels import Row, Segment, SegmentPlan, cpu, sharing, triton_spans
+from attention_kernels import Row, Segment, SegmentPlan, cpu, rows_that_share, sharing, triton_spans
 
 # The reference reads every row for itself.
 with_providers = pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "torch"])
@@ -190,6 +190,14 @@ def test_what_a_row_does_not_hold_is_not_shared() -> None:
         [[1, 2], [1, 2], [1, 2]], [32, 32, 32], row_mask=torch.tensor([True, False, True])
     )
     assert groups(masked, 2) == [{frozenset({0, 2})}]
+
+
+def test_rows_that_begin_alike() -> None:
+    plan = table_plan([[1, 2, 3], [1, 2, 4], [2, 1, 3], [1, 2, 0], [1, 5, 0]], [48, 48, 48, 31, 32])
+    assert rows_that_share(plan, keys=32).tolist() == [True, True, False, False, False]
+    assert rows_that_share(plan, keys=16).tolist() == [True, True, False, True, True]
+    assert not rows_that_share(plan, keys=16, least=5).any()
+    assert not rows_that_share(plan, keys=64).any()
 
 
 def test_equal_hashes_do_not_make_rows_equal(monkeypatch: pytest.MonkeyPatch) -> None:
