@@ -24,7 +24,7 @@ from rich.table import Table
 
 from .measure import copy_bandwidth, measure
 from .picture import draw
-from .problems import MODELS, Point
+from .problems import HEADS, MODELS, Point
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}
@@ -69,7 +69,7 @@ def gate_points(device: str) -> list[Point]:
     dtype = "float32" if device == "cpu" else "bfloat16"
     return [
         Point(model, dtype, prefix, width, 64, BLOCK_SIZE[device])
-        for model, width, prefix in itertools.product(MODELS, (2, 3, 4, 8), (256, 1024, 4096))
+        for model, width, prefix in itertools.product(HEADS, (2, 3, 4, 8), (256, 1024, 4096))
     ]
 
 

@@ -13,10 +13,10 @@ import torch
 
 from attention_kernels import SegmentPlan, segmented_attention
 
-from .problems import MODELS, Layer
+from .problems import HEADS, Layer
 
 Run = Callable[[], torch.Tensor]
-PLAIN_TOKENS_OF_REFERENCE = 20_000
+MOST_TOKENS_OF_REFERENCE = 20_000
 
 
 class Missing(Exception):
@@ -27,7 +27,7 @@ def ours(provider: str, share: bool) -> Callable[[Layer], Run]:
     def prepare(layer: Layer) -> Run:
         point, out = layer.point, torch.empty_like(layer.query)
         if provider == "torch" and point.width * (point.prefix + point.suffix) > (
-            PLAIN_TOKENS_OF_REFERENCE
+            MOST_TOKENS_OF_REFERENCE
         ):
             raise Missing("the reference takes minutes for this many keys")
         keys, values = layer.caches(transposed=layer.query.device.type == "cpu")
@@ -56,7 +56,7 @@ def vllm_cpu(layer: Layer) -> Run:
     _module("vllm.platforms").current_platform.import_kernels()
     if not hasattr(torch.ops._C, "cpu_attention_with_kv_cache"):
         raise Missing("this build of vLLM has no CPU attention")
-    heads, num_kv_heads, head_dim = MODELS[layer.point.model]
+    heads, num_kv_heads, head_dim = HEADS[layer.point.model]
     isa = backend._get_attn_isa(layer.query.dtype, layer.point.block_size, head_dim)
     if isa == "amx":
         isa = "vec"  # reads the layout that the other kernels read
@@ -83,7 +83,7 @@ def vllm_cpu(layer: Layer) -> Run:
 def vllm_triton(layer: Layer) -> Run:
     """vLLM's Triton kernel, with the split along the keys that its backend chooses for decode."""
     kernel = _module("vllm.v1.attention.ops.triton_unified_attention").unified_attention
-    heads, num_kv_heads, head_dim = MODELS[layer.point.model]
+    heads, num_kv_heads, head_dim = HEADS[layer.point.model]
     keys, values = layer.caches(transposed=False)
     # TritonAttentionMetadataBuilder: 16 segments while the grid has fewer than 128 programs.
     threshold, segments = max(1, 128 // num_kv_heads), 16
@@ -112,7 +112,7 @@ def flashinfer_cascade(layer: Layer) -> Run:
     flashinfer, point = _module("flashinfer"), layer.point
     if not point.shared:
         raise Missing("a cascade needs a shared prefix")
-    heads, num_kv_heads, head_dim = MODELS[point.model]
+    heads, num_kv_heads, head_dim = HEADS[point.model]
     device, width = layer.query.device, point.width
     workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
     wrapper = flashinfer.MultiLevelCascadeAttentionWrapper(2, workspace, "NHD")

@@ -13,6 +13,8 @@ MODELS = {
     "Qwen2.5-7B": (28, 4, 128),
     "Llama-3.1-8B": (32, 8, 128),
 }
+# Group sizes that these models do not have, for the rule of when to share.
+HEADS = MODELS | {"4/4 x 64": (4, 4, 64), "32/4 x 128": (32, 4, 128)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,7 +40,7 @@ class Point:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values of one token in one layer."""
-        _, num_kv_heads, head_dim = MODELS[self.model]
+        _, num_kv_heads, head_dim = HEADS[self.model]
         return 2 * num_kv_heads * head_dim * DTYPES[self.dtype].itemsize
 
     @property
@@ -89,7 +91,7 @@ class Layer:
 
 def make_layer(point: Point, device: str, seed: int) -> Layer:
     """Random tensors; blocks lie in random order, as after hours of serving."""
-    heads, num_kv_heads, head_dim = MODELS[point.model]
+    heads, num_kv_heads, head_dim = HEADS[point.model]
     generator = torch.Generator(device).manual_seed(seed)
     options: dict[str, Any] = {
         "device": device,
