@@ -20,11 +20,11 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow lint bench bench-parathinker judge bench-judge env model clean
+.PHONY: help demo serve test test-slow lint bench bench-parathinker bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE; QUICK=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -62,6 +62,9 @@ judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into 
 bench-judge: judge ## the judge against standard verification and rules without training
 	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
 		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg
+
+bench-attention: env ## attention over a shared prefix; on a GPU all of its measurements
+	$(PY) -m tests.bench.attention $(if $(QUICK),--quick)
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)

@@ -6,5 +6,6 @@ Independent of any serving engine. Providers: ``torch`` (reference), ``cpu`` (Nu
 from attention_kernels.api import segmented_attention
 from attention_kernels.plan import Row, Segment, SegmentPlan
 from attention_kernels.rotary import Rotary
+from attention_kernels.sharing import rows_that_share
 
-__all__ = ["Rotary", "Row", "Segment", "SegmentPlan", "segmented_attention"]
+__all__ = ["Rotary", "Row", "Segment", "SegmentPlan", "rows_that_share", "segmented_attention"]

@@ -11,18 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from attention_kernels import cpu_kernel as kernel
+from attention_kernels import cpu_vectors as vec
 from attention_kernels.base import Problem
 from attention_kernels.cpu_threads import num_workers, run_on_workers
 from attention_kernels.plan import Int32Array, SegmentPlan
+from attention_kernels.sharing import shared_spans
 
-KINDS = {torch.float32: kernel.F32, torch.bfloat16: kernel.BF16, torch.float16: kernel.F16}
-TILE_ROWS = 32  # query tokens times heads per KV head
-SPAN_KEYS = 512
-STEP_KEYS = 128
+KINDS = {torch.float32: vec.F32, torch.bfloat16: vec.BF16, torch.float16: vec.F16}
+TILE_LINES = 32  # query tokens times heads per KV head, of one row
+SHARED_LINES = 48  # of rows that share a span
+SPAN_KEYS = 256
+MAX_LINE = 512  # head dim, or slots of a block
 ALIGNMENT = 64
+# Place of each address and size in a JOB record seen as int64.
+_FIELD = {name: place for place, name in enumerate(kernel.JOB.names or ())}
 
 # Fields of the kernel's JOB record: addresses, sizes and strides in bytes, scale.
 JobValues = dict[str, Any]
@@ -32,11 +38,14 @@ _local = threading.local()
 
 @dataclass(frozen=True, eq=False)
 class Tasks:
-    """One line per task, see the columns in cpu_kernel."""
+    """One line of `table` per task, see the columns in cpu_kernel."""
 
     table: Int32Array
+    members: Int32Array  # rows of the tasks, side by side
+    row_partials: Int32Array  # [R, 2] first partial of a row and their number
     num_partials: int
-    num_groups: int
+    partial_tokens: int  # most query tokens of a row that has partials
+    task_tokens: int  # most query tokens of a task
 
 
 def warm_up() -> None:
@@ -57,45 +66,126 @@ def warm_up() -> None:
 
 def attend(problem: Problem) -> None:
     """Provider entry point."""
+    if max(problem.query.shape[2], problem.plan.block_size) > MAX_LINE:
+        raise ValueError(
+            f"the cpu provider takes head dims and block sizes up to {MAX_LINE}, got "
+            f"{problem.query.shape[2]} and {problem.plan.block_size}"
+        )
     query = problem.query if problem.query.stride(2) == 1 else problem.query.contiguous()
     out = problem.out if problem.out.stride(2) == 1 else problem.out.contiguous()
     group = query.shape[1] // problem.key_cache.shape[2]
-    tile_tokens = max(1, TILE_ROWS // group)
     plan = problem.plan
-    tasks = plan.memo(("cpu", tile_tokens), lambda: _cut(plan, tile_tokens))
-    _run(problem, query, out, tasks, tile_tokens, group)
+    tasks = plan.memo(("cpu", group), lambda: _cut(plan, group))
+    _run(problem, query, out, tasks, group)
     if out is not problem.out:
         problem.out.copy_(out)
 
 
-def _cut(plan: SegmentPlan, tile_tokens: int) -> Tasks:
+def _cut(plan: SegmentPlan, group: int) -> Tasks:
     query_len, num_entries = plan.query_len.numpy(), plan.num_entries.numpy()
+    tile_tokens, span = max(1, TILE_LINES // group), max(1, SPAN_KEYS // plan.block_size)
     live = query_len > 0
     if plan.row_mask is not None:
         live = live & plan.row_mask.numpy()
-    span = max(1, SPAN_KEYS // plan.block_size)
-    tiles = -(-query_len // tile_tokens)
-    spans = np.where(tiles == 1, np.maximum(-(-num_entries // span), 1), 1)
-    per_row = np.where(live, tiles * spans, 0)
-    row = np.repeat(np.arange(len(per_row)), per_row)
-    number = np.arange(len(row)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
-    split = spans[row] > 1
-    token = np.where(split, 0, number * tile_tokens)
-    entry = np.where(split, number * span, 0)
-    partial = np.cumsum(split, dtype=np.int32) - split
-    table = np.empty((len(row), kernel.TASK_COLUMNS), dtype=np.int32)
-    table[:, kernel.ROW] = row
-    table[:, kernel.TOKEN] = token
-    table[:, kernel.STOP_TOKEN] = np.minimum(token + tile_tokens, query_len[row])
-    table[:, kernel.ENTRY] = entry
-    table[:, kernel.STOP_ENTRY] = np.where(
-        split, np.minimum(entry + span, num_entries[row]), num_entries[row]
+    split = live & (query_len <= tile_tokens) & (num_entries > span)
+    spans = np.where(split, -(-num_entries // span), 0)
+    whole = _whole_tasks(live & ~split, query_len, num_entries, tile_tokens)
+    row_partials = np.stack([np.cumsum(spans) - spans, spans], axis=1).astype(np.int32)
+    row, number, begins = _spans(plan, spans, span, tile_tokens, group)
+    first = np.flatnonzero(begins)
+    members = np.diff(np.append(first, len(row)))
+    table = np.zeros((len(first), kernel.TASK_COLUMNS), dtype=np.int32)
+    leader, number = row[first], number[first]
+    table[:, kernel.FIRST_MEMBER] = first
+    table[:, kernel.NUM_MEMBERS] = members
+    table[:, kernel.STOP_TOKEN] = tile_tokens
+    table[:, kernel.ENTRY] = number * span
+    table[:, kernel.STOP_ENTRY] = np.minimum((number + 1) * span, num_entries[leader])
+    table[:, kernel.SPAN] = number
+    whole[:, kernel.FIRST_MEMBER] += len(row)
+    rows_of_whole = np.flatnonzero(live & ~split)
+    return Tasks(
+        table=np.concatenate([whole, table]),
+        members=np.concatenate([row, rows_of_whole]).astype(np.int32),
+        row_partials=row_partials,
+        num_partials=int(spans.sum()),
+        partial_tokens=int(query_len[split].max(initial=0)),
+        task_tokens=tile_tokens + SHARED_LINES // group,
     )
-    table[:, kernel.PARTIAL] = partial
-    table[:, kernel.FIRST_PARTIAL] = partial - number
-    table[:, kernel.NUM_PARTIALS] = spans[row]
-    table[:, kernel.GROUP] = row
-    return Tasks(table, int(split.sum()), len(per_row))
+
+
+def _whole_tasks(
+    rows: npt.NDArray[np.bool_], query_len: Int32Array, num_entries: Int32Array, tile_tokens: int
+) -> Int32Array:
+    """Tasks over all entries: the tiles of rows that are not cut along their keys."""
+    chosen = np.flatnonzero(rows)
+    tiles = -(-query_len[chosen] // tile_tokens)
+    place = np.repeat(np.arange(len(chosen)), tiles)
+    tile = np.arange(len(place)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+    table = np.zeros((len(place), kernel.TASK_COLUMNS), dtype=np.int32)
+    table[:, kernel.FIRST_MEMBER] = place
+    table[:, kernel.NUM_MEMBERS] = 1
+    table[:, kernel.TOKEN] = tile * tile_tokens
+    table[:, kernel.STOP_TOKEN] = np.minimum((tile + 1) * tile_tokens, query_len[chosen][place])
+    table[:, kernel.STOP_ENTRY] = num_entries[chosen][place]
+    table[:, kernel.SPAN] = -1
+    return table
+
+
+def _spans(
+    plan: SegmentPlan, spans: npt.NDArray[np.int64], span: int, tile_tokens: int, group: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The spans of all rows that are cut, those of one task side by side.
+
+    Returns, for each, its row, its number in the row, and whether it is the first of its task.
+    """
+    most = int(spans.max(initial=0))
+    row = np.tile(np.arange(plan.num_rows), (most, 1))
+    same = np.zeros(row.shape, dtype=np.bool_)
+    shared = None
+    if plan.share and most:
+        shared = shared_spans(plan, span, tile_tokens, torch.from_numpy(spans > 0))
+    if shared is not None:
+        full = min(most, len(shared.row))
+        row[:full], same[:full] = shared.row[:full].numpy(), shared.same[:full].numpy()
+    number = np.repeat(np.arange(most), plan.num_rows)
+    row, same = row.ravel(), same.ravel()
+    exists = number < spans[row]
+    row, number, same = row[exists], number[exists], same[exists]
+    lines = plan.query_len.numpy()[row] * group
+    return row, number, _first_of_tasks(~same, lines, worth_sharing(group))
+
+
+def worth_sharing(group: int) -> int:
+    """The fewest rows that share a span for which it is read once.
+
+    group: query heads per KV head. Time of rows apart over time of rows together, measured with
+    64 own tokens a row (`python -m tests.bench.attention --gate`, 2 cores with AVX-512): two rows
+    gain from one shared span of 256 keys on (1.07 to 1.15 at groups of 1, 3 and 7), but eight
+    heads fill the tiles of one row already, and two rows of them gain nothing (0.95 to 1.06).
+    Whatever is decided, the results are the same to the bit.
+    """
+    return 2 if group < 8 else 3
+
+
+def _first_of_tasks(
+    starts: npt.NDArray[np.bool_], lines: npt.NDArray[np.int64], least: int
+) -> npt.NDArray[np.bool_]:
+    """Cuts groups of rows that begin at `starts` into tasks of about SHARED_LINES lines each.
+
+    Groups of fewer than `least` rows are taken apart.
+    """
+    if not len(starts):
+        return starts
+    sizes = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+    starts = starts | (np.repeat(sizes, sizes) < least)
+    group, first = np.cumsum(starts) - 1, np.flatnonzero(starts)
+    before = np.cumsum(lines) - lines
+    total = np.add.reduceat(lines, first)
+    tasks = -(-total // SHARED_LINES)
+    task = (before - before[first][group]) * tasks[group] // total[group]
+    begins: npt.NDArray[np.bool_] = starts | (np.diff(task, prepend=-1) != 0)
+    return begins
 
 
 def _align(size: int) -> int:
@@ -112,16 +202,47 @@ def _scratch(size: int) -> int:
 
 
 def _run(
-    problem: Problem,
-    query: torch.Tensor,
-    out: torch.Tensor,
-    tasks: Tasks,
-    tile_tokens: int,
-    group: int,
+    problem: Problem, query: torch.Tensor, out: torch.Tensor, tasks: Tasks, group: int
 ) -> None:
+    """Fills in the addresses that change from layer to layer, and lets all threads work."""
+    plan, num_kv_heads = problem.plan, problem.key_cache.shape[2]
+    keys, values = problem.key_cache, problem.value_cache
+    layout = (query.dtype, query.stride(), out.stride(), keys.stride(), values.stride())
+    key = ("cpu job", layout, keys.shape[2:], problem.scale, problem.rotation)
+    template, sizes = plan.memo(key, lambda: _template(problem, query, out, tasks, group))
+    job = template.copy()
+    workers = num_workers() if len(tasks.table) * num_kv_heads > 1 else 1
+    partials_at = workers * sizes["worker_bytes"]
+    total = partials_at + tasks.num_partials * num_kv_heads * sizes["partial_bytes"]
+    counters = np.zeros(plan.num_rows * num_kv_heads + 2, dtype=np.int64)
+    scratch, counted = _scratch(total), counters.ctypes.data
+    addresses = {
+        "query": query.data_ptr(),
+        "key": keys.data_ptr(),
+        "value": values.data_ptr(),
+        "out": out.data_ptr(),
+        "lse": problem.lse.data_ptr(),
+        "workspace": scratch,
+        "partials": scratch + partials_at,
+        "next_task": counted,
+        "next_worker": counted + 8,
+        "arrived": counted + 16,
+    }
+    for name, address in addresses.items():
+        job[_FIELD[name]] = address
+    run_on_workers(kernel.run.address, job.ctypes.data, workers)
+
+
+def _template(
+    problem: Problem, query: torch.Tensor, out: torch.Tensor, tasks: Tasks, group: int
+) -> tuple[npt.NDArray[np.int64], JobValues]:
+    """The JOB record of all layers with these shapes and strides, and what `_sizes` returns.
+
+    The record comes as its int64 words, which are copied faster.
+    """
     plan, size = problem.plan, query.element_size()
     num_kv_heads, head_dim = problem.key_cache.shape[2:]
-    job: Any = np.zeros(1, dtype=kernel.JOB)
+    sizes = _sizes(plan.block_size, head_dim, tasks, group)
     values: JobValues = {
         "kind": KINDS[query.dtype],
         "scale": problem.scale,
@@ -129,32 +250,15 @@ def _run(
         "num_kv_heads": num_kv_heads,
         "group": group,
         "head_dim": head_dim,
-        "tile_tokens": tile_tokens,
-        "query": query.data_ptr(),
         "query_token": query.stride(0) * size,
         "query_head": query.stride(1) * size,
-        "out": out.data_ptr(),
         "out_token": out.stride(0) * size,
         "out_head": out.stride(1) * size,
-        "lse": problem.lse.data_ptr(),
         "tasks": tasks.table.ctypes.data,
+        "members": tasks.members.ctypes.data,
+        "row_partials": tasks.row_partials.ctypes.data,
     }
-    values |= _plan_values(plan)
-    values |= _cache_values(problem)
-    workers = num_workers() if len(tasks.table) * num_kv_heads > 1 else 1
-    sizes = _sizes(plan.block_size, head_dim, tile_tokens * group)
-    partials_at = workers * sizes["worker_bytes"]
-    arrived_at = partials_at + tasks.num_partials * num_kv_heads * sizes["partial_bytes"]
-    counters = np.zeros(tasks.num_groups * num_kv_heads + 2, dtype=np.int64)
-    scratch = _scratch(arrived_at)
-    values |= sizes
-    values |= {
-        "workspace": scratch,
-        "partials": scratch + partials_at,
-        "next_task": counters.ctypes.data,
-        "next_worker": counters.ctypes.data + 8,
-        "arrived": counters.ctypes.data + 16,
-    }
+    values |= _plan_values(plan) | _cache_values(problem) | sizes
     rotation = problem.rotation
     if plan.shifts is not None and rotation is not None:
         values |= {
@@ -165,9 +269,10 @@ def _run(
             "rotary_half": rotation.rotary.rotary_dim // 2,
             "neox": int(rotation.rotary.is_neox_style),
         }
+    template: npt.NDArray[Any] = np.zeros(1, dtype=kernel.JOB)
     for name, value in values.items():
-        job[name] = value
-    run_on_workers(kernel.run.address, job.ctypes.data, workers)
+        template[name] = value
+    return template.view(np.int64), sizes
 
 
 def _plan_values(plan: SegmentPlan) -> JobValues:
@@ -177,6 +282,7 @@ def _plan_values(plan: SegmentPlan) -> JobValues:
         "count": plan.count.data_ptr(),
         "bound": plan.bound.data_ptr(),
         "query_start": plan.query_start.data_ptr(),
+        "query_len": plan.query_len.data_ptr(),
         "num_entries": plan.blocks.shape[1],
     }
     if plan.visible is not None:
@@ -190,44 +296,56 @@ def _plan_values(plan: SegmentPlan) -> JobValues:
 
 
 def _cache_values(problem: Problem) -> JobValues:
-    """Strides in bytes, and whether the vector code can read the caches in place."""
+    """Strides in bytes, and whether the vector code can read the caches in place.
+
+    key_bytes and value_bytes: how much of a block and head lies in one piece, 0 if it does not.
+    """
     key, value = problem.key_cache, problem.value_cache
-    size, block_size = key.element_size(), key.shape[1]
+    size, (_, block_size, _, head_dim) = key.element_size(), key.shape
     values: JobValues = {
-        "key": key.data_ptr(),
-        "value": value.data_ptr(),
-        "key_direct": int(key.stride(1) == 1 and block_size % kernel.LANES == 0),
-        "value_direct": int(value.stride(3) == 1 and value.shape[3] % kernel.LANES == 0),
+        "block_size": block_size,
+        "key_direct": int(key.stride(1) == 1 and block_size % vec.LANES == 0),
+        "value_direct": int(value.stride(3) == 1 and head_dim % vec.LANES == 0),
     }
+    whole = block_size * head_dim * size
+    key_whole = values["key_direct"] and key.stride(3) == block_size
+    value_whole = values["value_direct"] and value.stride(1) == head_dim
+    values |= {"key_bytes": key_whole * whole, "value_bytes": value_whole * whole}
     for name, axis in (("block", 0), ("slot", 1), ("head", 2), ("dim", 3)):
         values["key_" + name] = key.stride(axis) * size
         values["value_" + name] = value.stride(axis) * size
     return values
 
 
-def _sizes(block_size: int, head_dim: int, tile_rows: int) -> JobValues:
+def _sizes(block_size: int, head_dim: int, tasks: Tasks, group: int) -> JobValues:
     """Lengths in fp32 elements padded for the vector code, and a worker's memory map in bytes."""
-    padded_dim = -(-head_dim // kernel.LANES) * kernel.LANES
-    padded_block = -(-block_size // kernel.LANES) * kernel.LANES
-    step_entries = max(1, STEP_KEYS // padded_block)
-    partial = _align(tile_rows * (padded_dim + 2) * 4)
+    padded_dim = -(-head_dim // vec.LANES) * vec.LANES
+    padded_block = -(-block_size // vec.LANES) * vec.LANES
+    step_entries = max(1, SPAN_KEYS // padded_block)
+    lines, columns = tasks.task_tokens * group, step_entries * padded_block // vec.LANES
     parts = {
-        "query_at": tile_rows * padded_dim * 4,
-        "turned_at": tile_rows * padded_dim * 4,
-        "scores_at": tile_rows * step_entries * padded_block * 4,
-        "acc_at": partial,
-        "key_at": head_dim * padded_block * 4,
-        "value_at": block_size * padded_dim * 4,
+        "tokens_at": tasks.task_tokens * 16,
+        "query_at": lines * vec.LINE * 4,
+        "turned_at": lines * vec.LINE * 4,
+        "scores_at": lines * vec.LINE * 4,
+        "acc_at": lines * padded_dim * 4,
+        "stats_at": lines * 8,
+        "columns_at": columns * 16,
+        "pieces_at": step_entries * 40,
+        "key_at": step_entries * head_dim * padded_block * 4,
+        "value_at": step_entries * block_size * padded_dim * 4,
     }
     offsets: JobValues = {}
     total = 0
     for name, size in parts.items():
         offsets[name] = total
         total += _align(size)
+    partial_stats = tasks.partial_tokens * group * padded_dim * 4
     return offsets | {
         "padded_dim": padded_dim,
         "padded_block": padded_block,
         "step_entries": step_entries,
-        "partial_bytes": partial,
+        "partial_stats": partial_stats,
+        "partial_bytes": _align(partial_stats + tasks.partial_tokens * group * 8),
         "worker_bytes": total,
     }

@@ -84,6 +84,8 @@ class SegmentPlan:
     shifts: ShiftTable | None = None
     visible: VisibleTable | None = None
     row_mask: torch.Tensor | None = None  # [R] bool; rows with False are not computed
+    max_query_len: int | None = None  # most query tokens of a row; None: only the device knows
+    share: bool = True  # rows that read the same blocks may read them together
     _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -107,16 +109,19 @@ class SegmentPlan:
         rows: Sequence[Row],
         block_size: int = 16,
         device: torch.device | str = "cpu",
+        share: bool = True,
     ) -> SegmentPlan:
         """The plan of `rows`, whose query tokens are packed in this order.
 
-        block_size: tokens per KV block. Raises ValueError naming the row and the value at fault.
+        block_size: tokens per KV block. share: rows whose leading segments name the same block ids
+        in the same order may read them together, where that pays. Raises ValueError naming the row
+        and the value at fault.
         """
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, got {block_size}")
         for index, row in enumerate(rows):
             _check_row(index, row, block_size)
-        return _Builder(rows, block_size).plan(torch.device(device))
+        return _Builder(rows, block_size).plan(torch.device(device), share)
 
     @classmethod
     def from_block_table(
@@ -128,6 +133,8 @@ class SegmentPlan:
         *,
         block_size: int,
         row_mask: torch.Tensor | None = None,
+        max_query_len: int | None = None,
+        share: bool = True,
     ) -> SegmentPlan:
         """The plan of a batch given as a block table; tensor operations only, no host sync.
 
@@ -135,6 +142,13 @@ class SegmentPlan:
         int (valid slots per physical block), row_mask [R] bool, all on one device. Key j of row r
         lies in slot j % block_size of block_table[r, j // block_size]; it exists iff that slot is
         below the block's fill, and query token t sees it iff j <= seq_len - query_len + t.
+
+        share: rows of the plan whose block tables begin with the same ids may read them together,
+        where that pays. Who shares what is found on the device, by tensor operations whose number
+        depends on shapes only. Their cost grows with B: pass the columns that the longest row
+        reaches, `block_table[:, :ceil(max_seq_len / block_size)]`, where the host knows a bound.
+        max_query_len: a bound on the query tokens of a row, where the host knows one; a GPU then
+        leaves out the launch for long rows if there are none.
         Raises ValueError for shapes that do not fit.
         """
         num_rows, width = block_table.shape
@@ -151,7 +165,8 @@ class SegmentPlan:
         query_len = starts[1:] - starts[:-1]
         begin = torch.arange(width, dtype=torch.int32, device=block_table.device) * block_size
         live = begin < seq_lens
-        blocks = torch.where(live, block_table, 0).to(torch.int32)
+        # Kernels take rows as contiguous, which a view of a wider table is not.
+        blocks = torch.where(live, block_table, 0).to(torch.int32).contiguous()
         left = seq_lens - begin
         count = torch.minimum(fill[blocks.long()].to(torch.int32), left).clamp_(0, block_size)
         return cls(
@@ -164,6 +179,8 @@ class SegmentPlan:
             query_len=query_len,
             block_size=block_size,
             row_mask=None if row_mask is None else row_mask.to(torch.bool),
+            max_query_len=max_query_len,
+            share=share,
         )
 
 
@@ -231,6 +248,7 @@ class _Builder:
         self.shift_index = np.zeros(self.shape, dtype=np.int32)
         self.visible_index = np.zeros(self.shape, dtype=np.int32)
         self.shift_vectors: list[Int32Array] = []
+        self.shift_numbers: dict[bytes, int] = {}
         self.visible_vectors: list[Int32Array] = []
         self.first_shift: tuple[int, int] = (0, 0)
         self.max_block: tuple[int, int] | None = None
@@ -273,8 +291,12 @@ class _Builder:
         if shift.any():
             if not self.shift_vectors:
                 self.first_shift = (index, int(shift[shift != 0][0]))
-            self.shift_vectors.append(shift)
-            self.shift_index[at] = len(self.shift_vectors)
+            # Equal shifts get equal numbers: rows that turn alike can share.
+            key = shift.tobytes()
+            if key not in self.shift_numbers:
+                self.shift_vectors.append(shift)
+                self.shift_numbers[key] = len(self.shift_vectors)
+            self.shift_index[at] = self.shift_numbers[key]
         if segment.visible is not None:
             clipped = np.minimum(segment.visible, segment.length).astype(np.int32)
             self.visible_vectors.append(clipped)
@@ -287,7 +309,7 @@ class _Builder:
             table[number, : len(vector)] = vector
         return table
 
-    def plan(self, device: torch.device) -> SegmentPlan:
+    def plan(self, device: torch.device, share: bool) -> SegmentPlan:
         def tensor(array: Int32Array) -> torch.Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
@@ -312,4 +334,6 @@ class _Builder:
             max_block=self.max_block,
             shifts=shifts,
             visible=visible,
+            max_query_len=int(self.query_len.max(initial=0)),
+            share=share,
         )

@@ -50,7 +50,7 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         plan = None
         if headers is not None and headers.has_branches:
-            plan, seq_lens = rows_with_holes(common_attn_metadata, headers)
+            plan, seq_lens = rows_with_holes(common_attn_metadata, headers, take_sharing=True)
             # The stock kernel computes all rows; those of the plan cost it next to nothing this
             # way.
             common_attn_metadata = replace(common_attn_metadata, seq_lens=seq_lens)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from attention_kernels import SegmentPlan
+from attention_kernels import SegmentPlan, rows_that_share
 
 from ..tables import BlockTables
 
 
 def rows_with_holes(
-    metadata: CommonAttentionMetadata, headers: BlockTables
+    metadata: CommonAttentionMetadata, headers: BlockTables, take_sharing: bool = False
 ) -> tuple[SegmentPlan, torch.Tensor]:
     """Plan the rows whose block table has a partly filled block in front of their own last one.
 
-    Tensor operations only: nothing waits for the device.
+    Tensor operations only: nothing waits for the device. Rows of the plan whose block tables begin
+    alike read those blocks together, where that pays.
+
+    Args:
+        metadata: vLLM's, of the whole batch.
+        headers: Fill and position of all blocks.
+        take_sharing: Also plan the rows without holes that begin like other rows.
 
     Returns:
         The plan, and [R] int32 sequence lengths for the stock kernel: rows of the plan are cut to
@@ -24,7 +32,9 @@ def rows_with_holes(
     """
     num_reqs = metadata.num_reqs
     block_size = headers.block_size
-    table = metadata.block_table_tensor[:num_reqs]
+    # A block table is as wide as the longest context that vLLM allows.
+    num_columns = -(-metadata.max_seq_len // block_size)
+    table = metadata.block_table_tensor[:num_reqs, :num_columns]
     seq_lens = metadata.seq_lens[:num_reqs]
     starts = metadata.query_start_loc[: num_reqs + 1]
     begin = torch.arange(table.shape[1], device=table.device, dtype=torch.int32) * block_size
@@ -33,9 +43,16 @@ def rows_with_holes(
     blocks = torch.where(inside, table, 0).long()
     holes = (inside & (headers.fill[blocks] < block_size)).any(dim=1)
     plan = SegmentPlan.from_block_table(
-        table, seq_lens, starts, headers.fill, block_size=block_size, row_mask=holes
+        table,
+        seq_lens,
+        starts,
+        headers.fill,
+        block_size=block_size,
+        max_query_len=metadata.max_query_len,
     )
+    planned = holes | rows_that_share(plan) if take_sharing else holes
+    plan = replace(plan, row_mask=planned)
     query_lens = (starts[1:] - starts[:-1]).to(seq_lens.dtype)
     cut = metadata.seq_lens.clone()
-    cut[:num_reqs] = torch.where(holes, query_lens, seq_lens)
+    cut[:num_reqs] = torch.where(planned, query_lens, seq_lens)
     return plan, cut

@@ -1,0 +1,121 @@
+"""What both Triton kernels do with a tile of query lines: load it, and sum over entries."""
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+LN_2 = tl.constexpr(0.6931471805599453)
+# Smallest tile edge that tl.dot takes.
+MIN_EDGE = 16
+TILE_KEYS = 64
+
+
+@triton.jit
+def _turn(query, partner, cos, sin, vector, token, dims, mask, shift_width, HALF: tl.constexpr,
+          NEOX: tl.constexpr):  # fmt: skip
+    """The query tile [M, D] rotated by a shift vector; `partner` holds each dim's other half."""
+    if NEOX:
+        pair, is_left = dims % HALF, dims < HALF
+    else:
+        pair, is_left = dims // 2, dims % 2 == 0
+    at = (vector * shift_width + token[:, None]) * HALF + pair[None, :]
+    turning = mask & (dims < 2 * HALF)[None, :]
+    c = tl.load(cos + at, mask=turning, other=1.0)
+    s = tl.load(sin + at, mask=turning, other=0.0)
+    s = tl.where(is_left[None, :], -s, s)
+    return (query.to(tl.float32) * c + partner.to(tl.float32) * s).to(query.dtype)
+
+
+@triton.jit
+def attend_entries(
+    query, place, token, head, is_row, row, kv_head, begin, stop,
+    key, value, blocks, first, count, bound,
+    shift_index, cos, sin, visible_index, visible_offset, visible_limit,
+    entry_stride, shift_width, visible_width, scale_log2,
+    query_token, query_head, query_dim,
+    key_block, key_slot, key_head, key_dim,
+    value_block, value_slot, value_head, value_dim,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
+    BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
+    HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """(largest score [M] in units of log 2, sum of weights [M], weighted values [M, D]) of a tile.
+
+    A line of the tile is query token `place`, number `token` of its row, at `head`. Entries
+    begin .. stop - 1 are those of `row`; its bounds hold for all lines.
+    """
+    dims = tl.arange(0, DIM)
+    mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+    query += place.to(tl.int64)[:, None] * query_token + head[:, None] * query_head
+    plain = tl.load(query + dims[None, :] * query_dim, mask=mask, other=0.0)
+    if WIDEN:
+        plain = plain.to(tl.float32)
+    turned, partner, turned_by = plain, plain, 0
+    if HAS_SHIFT:
+        if NEOX:
+            other = tl.where(dims < HALF, dims + HALF, dims - HALF)
+        else:
+            other = dims + 1 - 2 * (dims % 2)
+        turning = mask & (dims < 2 * HALF)[None, :]
+        partner = tl.load(query + other[None, :] * query_dim, mask=turning, other=0.0)
+        partner = partner.to(plain.dtype)
+
+    blocks, first = blocks + row * entry_stride, first + row * entry_stride
+    count, bound = count + row * entry_stride, bound + row * entry_stride
+    lane = tl.arange(0, ENTRIES * SLOTS)
+    slot = lane % SLOTS
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, DIM], tl.float32)
+    for step in range(begin, stop, ENTRIES):
+        entry = step + lane // SLOTS
+        in_row = entry < stop
+        offset = slot - tl.load(first + entry, mask=in_row, other=0)
+        valid = in_row & (offset >= 0) & (offset < tl.load(count + entry, mask=in_row, other=0))
+        limit = tl.load(bound + entry, mask=in_row, other=0) + offset
+        sees = valid[None, :] & is_row[:, None] & (limit[None, :] <= token[:, None])
+        if HAS_VISIBLE:
+            at = row * entry_stride + entry
+            vector = tl.load(visible_index + at, mask=in_row, other=0)
+            leading = tl.load(
+                visible_limit + vector[None, :] * visible_width + token[:, None],
+                mask=in_row[None, :] & is_row[:, None], other=0,
+            )  # fmt: skip
+            inside = tl.load(visible_offset + at, mask=in_row, other=0) + offset
+            sees = sees & (inside[None, :] < leading)
+        if HAS_SHIFT:
+            by = tl.load(shift_index + row * entry_stride + step)
+            if by != turned_by:
+                turned = _turn(plain, partner, cos, sin, by, token, dims, mask, shift_width,
+                               HALF, NEOX)  # fmt: skip
+                turned_by = by
+        # What no row of the tile sees may be a hole: never multiply it, 0 * NaN is NaN.
+        seen = tl.max(sees.to(tl.int32), axis=0) > 0
+        block = tl.load(blocks + entry, mask=in_row, other=0).to(tl.int64)
+        k = tl.load(
+            key + (block * key_block + slot * key_slot + kv_head * key_head)[None, :]
+            + dims[:, None] * key_dim,
+            mask=seen[None, :] & (dims < HEAD_DIM)[:, None], other=0.0,
+        )  # fmt: skip
+        v = tl.load(
+            value + (block * value_block + slot * value_slot + kv_head * value_head)[:, None]
+            + dims[None, :] * value_dim,
+            mask=seen[:, None] & (dims < HEAD_DIM)[None, :], other=0.0,
+        )  # fmt: skip
+        if WIDEN:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        scores = tl.dot(turned, k, input_precision="ieee") * scale_log2
+        scores = tl.where(sees, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        # A row that has seen nothing yet keeps zero weights instead of inf - inf.
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores - base[:, None])
+        keep = tl.exp2(top - base)
+        total = total * keep + tl.sum(weights, axis=1)
+        acc = acc * keep[:, None]
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        top = new_top
+    return top, total, acc
