@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help demo serve test test-slow lint bench bench-parathinker bench-attention judge bench-judge env model clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
 	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE; QUICK=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
@@ -45,7 +45,7 @@ lint: env ## style, formatting, types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: env $(NEEDS_MODEL) ## all benchmarks
+bench: env $(NEEDS_MODEL) ## benchmarks of fork and join
 	$(PY) -m tests.bench --model $(MODEL)
 
 bench-parathinker: env $(NEEDS_MODEL) ## paths behind the prompt, their summary, and votes
