@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
@@ -122,3 +123,54 @@ def test_any_request_is_answered_and_stays_within_the_servers_limits_INV4_INV5(e
     else:
         assert 1 <= options.max_paths <= 4 and 0 <= options.max_depth <= 1
         assert options.profile in (*PROFILES, None)
+
+
+def at_start(**extra) -> RequestOptions:
+    return request({"parallel_think": "parathinker", **extra})
+
+
+def test_keys_of_profiles_that_fork_at_the_start():
+    options = at_start(pt_num_paths=3, pt_summary_tokens=9, pt_path_temperature=0.5, pt_vote=True)
+    assert (options.num_paths, options.summary_tokens, options.path_temperature) == (3, 9, 0.5)
+    assert options.vote
+    shares = {"first": 0.0, "half": 0.5, "all": 1.0, 0.1: 0.1, "0.25": 0.25, 1: 1.0}
+    for given, share in shares.items():
+        assert at_start(pt_termination=given).termination == share
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"pt_num_paths": 9}, "pt_num_paths must be a whole number between 1 and 8, got 9"),
+        ({"pt_summary_tokens": 0}, "of at least 1, got 0"),
+        ({"pt_termination": "last"}, "must be first, half, all or a number above 0"),
+        ({"pt_termination": 0}, "got 0"),
+        ({"pt_termination": True}, "got True"),
+        ({"pt_termination": "nan"}, "got nan"),
+        ({"pt_path_temperature": -1}, "between 0 and 10; got -1"),
+        ({"pt_path_temperature": "hot"}, "got 'hot'"),
+        ({"pt_vote": 2}, "pt_vote must be true or false; got 2"),
+    ],
+)
+def test_wrong_values_for_them(extra, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        at_start(**extra)
+
+
+@pytest.mark.parametrize("name", ["multiverse", "off"])
+def test_other_profiles_have_no_use_for_them(name):
+    with pytest.raises(OptionError, match=r"forks at the start \(parathinker\); got"):
+        request({"parallel_think": name, "pt_num_paths": 2})
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"vote_pattern": "("}, "vote_pattern must be a regular expression"),
+        ({"vote_pattern": 3}, "vote_pattern must be a regular expression"),
+        ({"thought_embeddings": 3}, "thought_embeddings must be a path, got 3"),
+    ],
+)
+def test_wrong_server_settings_for_them(raw, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        ServerOptions.parse(raw)

@@ -337,3 +337,28 @@ def test_live_chunks_show_all_paths_grow(server: Server, whole: Answer) -> None:
     assert text == whole.text
     answer = server.post("/v1/chat/completions", **{**body, "stream": False}).json()
     assert list(answer["kv_transfer_params"]) == ["parallel_think"]
+
+
+def test_paths_behind_the_prompt(server: Server) -> None:
+    """ParaThinker's form with any model: paths at once, a summary; streamed as it is whole."""
+    xargs = {"parallel_think": "parathinker-text", "pt_num_paths": 3, "pt_path_tokens": 16}
+    xargs |= {"pt_summary_tokens": 12}
+    (whole,) = server.ask(vllm_xargs=xargs)
+    (streamed,) = server.ask(vllm_xargs=xargs, stream=True)
+    assert streamed.tokens == whole.tokens
+    assert streamed.text == whole.text
+    assert [whole.text.count(f"<think>\nAttempt {i}:") for i in (1, 2, 3)] == [1, 1, 1]
+    assert whole.text.startswith("<think>\nAttempt 1:")
+    assert whole.summary["paths"] == whole.summary["widest_fork"] == 3
+    assert whole.num_reported == len(whole.tokens)
+    server.wait_idle()
+
+
+def test_majority_of_independent_answers(server: Server) -> None:
+    xargs = {"parallel_think": "parathinker-text", "pt_num_paths": 3, "pt_vote": True}
+    (answer,) = server.ask(vllm_xargs=xargs, max_tokens=24)
+    (plain,) = server.ask(vllm_xargs={"parallel_think": "off"}, max_tokens=24)
+    assert answer.text == plain.text, "greedy answers are all alike"
+    assert answer.summary["votes"]["paths"] == 3
+    assert answer.summary["generated_tokens"] == 3 * len(answer.tokens)
+    server.wait_idle()
