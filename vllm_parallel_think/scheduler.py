@@ -74,7 +74,7 @@ class GroupSchedulerMixin(GivingWayMixin):
         for name, profile in self._settings.profiles.items():
             grammar = Grammar(profile, vocabulary)
             try:
-                grammar.check()
+                grammar.check(self.vllm_config.model_config.get_vocab_size())
             except OptionError as error:
                 if name == self._settings.default or name not in builtin_profiles():
                     raise
@@ -185,10 +185,10 @@ class GroupSchedulerMixin(GivingWayMixin):
         if output.total_num_scheduled_tokens == 0 and self._is_stuck():
             self._make_room()
         has_branches = self._place_blocks(output)
-        headers = self._headers.take()
-        if headers is None and not has_branches:
+        headers, written = self._headers.take(), self._written(output)
+        if headers is None and not has_branches and not written:
             return output
-        return with_groups(output, headers, has_branches, self._written(output))
+        return with_groups(output, headers, has_branches, written)
 
     def _get_local_prefix_cache_hit(
         self, request: Request, *bounds: Any
@@ -274,10 +274,12 @@ class GroupSchedulerMixin(GivingWayMixin):
         for req_id in entering:
             branch = self._families.branch(req_id)
             params = branch.request.sampling_params if branch is not None else None
-            if branch is None or params is None or not branch.node.prefix:
+            if branch is None or params is None:
                 continue
             if params.presence_penalty or params.frequency_penalty:
-                written[req_id] = branch.family.group.written_before(branch.node)
+                tokens = branch.family.group.written_before(branch.node)
+                if tokens:
+                    written[req_id] = tokens
         return written
 
     # -- what was sampled ----------------------------------------------------------------------
@@ -452,7 +454,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             else:
                 show = group.branched or final or may_end
                 output = delivery.to_output(family.root, emission, summary if show else None)
-                if not group.branched:
+                if emission.payload is None and group.trunk.outbox:
                     self._move_prefill_stats(group, output)
             # A path that was held back is released by the thousand tokens.
             if not (released and delivery.merge(released[-1], output)):

@@ -50,7 +50,8 @@ class Settings:
     def _add(profiles: dict[str, Profile], path: str) -> str:
         """Load a profile file; return its name."""
         profile = load_profile(path)
-        if profile.name in (*builtin_profiles(), "off"):
+        taken = profiles.get(profile.name)
+        if profile.name == "off" or (taken is not None and taken != profile):
             raise OptionError(
                 f"profile {path}: the name {profile.name!r} is taken; choose another one"
             )

@@ -17,8 +17,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-NEVER = -1
-"""A token id that no model writes: branches end by their budgets."""
+NEVER = '"</never>"'
+"""A tag that no model writes: branches end by their budgets."""
 
 
 def bench_profile(num_paths: int) -> str:

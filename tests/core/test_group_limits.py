@@ -83,18 +83,14 @@ class TestFallbacks:
         assert player.summary["forks"] == 1
         assert player.summary["fallbacks"] == {"max_forks": 1}
 
-    def test_two_paths_that_ask_at_once_share_what_is_left_INV4(self):
-        """Both triggers are sampled in one step, before either fork is made."""
+    @pytest.mark.parametrize(("max_forks", "forks", "refused"), [(2, 1, 2), (4, 3, 0)])
+    @pytest.mark.parametrize("pick", [0, -1])
+    def test_what_is_left_is_shared_out_at_the_fork_INV2(self, max_forks, forks, refused, pick):
+        """Which path asks first must not decide which one forks."""
         scripts = {**TOY, "0.1/0.0": NESTED, "0.1/1.0": NESTED}
-        player = Player("multiverse", scripts, max_forks=2)
-        player.run_until(lambda: len(player.running) == 2)
-        while any(node.kind is Kind.PATH for node in player.running):
-            for node in list(player.running):
-                player.compute(node)
-        player.advance()
-        player.run()
-        assert player.summary["forks"] == 2
-        assert player.summary["fallbacks"] == {"max_forks": 1}
+        player = Player("multiverse", scripts, max_forks=max_forks).run(lambda nodes: nodes[pick])
+        assert player.summary["forks"] == forks
+        assert player.summary["fallbacks"] == ({"max_forks": refused} if refused else {})
 
     def test_duplicate_names_open_one_path_each(self):
         outline = MULTIVERSE.replace("</Goal>", "<Outline>\n2: again\n</Outline>\n</Goal>")

@@ -224,3 +224,11 @@ def test_no_fork_whose_last_path_would_leave_the_models_length_INV4(index_blocks
     assert player.summary["fallbacks"] == ({} if forks else {"max_model_len": 1})
     last = max(position for _, position in player.placed())
     assert last < index_blocks * player.block_size or not forks
+
+
+def test_positions_of_a_stride_are_no_spent_tokens():
+    scripts = {**R1_TOY, "0.1": "c</Summary> q<Parallel>", "0.1/0.0": " p</Path>"}
+    profile = with_rules("parallel-r1", path={"stride": 1000})
+    player = Player(profile, scripts, max_tokens=500).run()
+    assert player.summary["forks"] == 2
+    assert player.summary["fallbacks"] == {}

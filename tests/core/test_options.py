@@ -134,8 +134,8 @@ def test_keys_of_profiles_that_fork_at_the_start():
     assert (options.num_paths, options.summary_tokens, options.path_temperature) == (3, 9, 0.5)
     assert options.vote
     shares = {"first": 0.0, "half": 0.5, "all": 1.0, 0.1: 0.1, "0.25": 0.25, 1: 1.0}
-    for given, share in shares.items():
-        assert at_start(pt_termination=given).termination == share
+    for value, share in shares.items():
+        assert at_start(pt_termination=value).termination == share
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,24 @@ def test_core_needs_neither_torch_nor_vllm():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('trigger = "<F>"', "trigger = [-1]", "token ids of at least 0"),
+        ("num_paths = 2", 'num_paths = 2\nopen = ""', "not empty"),
+        ("num_paths = 2", "num_paths = 2\nmax_outline_tokens = 0", "must be at least 1, got 0"),
+        ("num_paths = 2", "num_paths = 2\nmin_tokens_left = -1", "must be at least 0, got -1"),
+        ("num_paths = 2", "names = '(a*)'", "must not match an empty text"),
+        ('end = "</P>"', 'end = "</P>"\nmax_tokens = -3', "must be at least 1, got -3"),
+        ('end = "</P>"', 'end = "</P>"\nstride = -1', "stride must be 0 or more"),
+        ('end = "</P>"', 'end = "</P>"\nnum_tags = 0', "num_tags must be at least 1"),
+        ('start = "<J>"', 'start = "<J>"\nposition = "first"', "'longest' or 'total'"),
+        ('trigger = "<F>"', "", "trigger (or at_start)"),
+        ('trigger = "<F>"', "at_start = true", "needs num_paths, and max_depth = 1"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(old, new, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        parse_profile(GOOD.replace(old, new), "toy")

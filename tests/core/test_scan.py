@@ -8,6 +8,7 @@ import pytest
 from samples import MULTIVERSE, NPR, THREADS
 from vocabularies import ALL, Pieces, chars, odd, tags
 
+from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.profile import Profile, load_profile
 from vllm_parallel_think.core.scan import BranchEnd, Event, ForkSeen, Grammar, PathName
 
@@ -258,3 +259,18 @@ def test_skeleton_titles_are_the_first_clause_without_emphasis(line, title):
     ((_, event),) = events("skeleton", text, ALL[0](), seed="1.")
     assert isinstance(event, ForkSeen)
     assert [path.title for path in event.names] == [title, "Other"]
+
+
+def test_token_ids_that_the_model_does_not_have_are_refused():
+    profile = load_profile("parallel-r1")
+    profile = replace(profile, join=replace(profile.join, start=(151669,)))
+    Grammar(profile, tags()).check(151670)
+    with pytest.raises(OptionError, match="token id 151669 is not one of the model's 49152"):
+        Grammar(profile, tags()).check(49152)
+
+
+def test_forced_starts_without_a_token_are_refused():
+    profile = load_profile("threadweaver")
+    deaf = Pieces("[a-z]")
+    with pytest.raises(OptionError, match=r"\[join\]: the model's tokenizer makes no token"):
+        Grammar(profile, deaf).check(1000)

@@ -128,6 +128,7 @@ class Lane:
     Attributes:
         depth: 0 for the trunk, 1 for its paths, and so on.
         room: KV blocks the lane may fill in the index space of the join.
+        forks_left: Forks the lane may still make, those inside its paths included.
         nodes: Own nodes, without those of inner lanes.
         all_nodes: Own nodes and those of inner lanes, in visible order.
         complete: Whether nothing more will be written in this lane.
@@ -141,6 +142,7 @@ class Lane:
 
     depth: int
     room: int
+    forks_left: int
     nodes: list[Node] = field(default_factory=list)
     all_nodes: list[Node] = field(default_factory=list)
     complete: bool = False

@@ -67,7 +67,7 @@ class Group:
         self._prompt_len = len(prompt)
         self.opening = grammar.forced(self._profile.opening)
         self._first_only = grammar.forced(self._profile.join.first_only)
-        trunk = Lane(depth=0, room=limits.index_blocks)
+        trunk = Lane(depth=0, room=limits.index_blocks, forks_left=limits.max_forks)
         self.trunk = self._add_node(
             Kind.TRUNK,
             trunk,
@@ -381,9 +381,13 @@ class Group:
         if node.depth >= min(options.max_depth, self._profile.max_depth):
             return "max_depth"
         under_way = sum(ending is not None for ending in self._ending.values())
-        if self._num_forks + under_way >= (1 if rule.once else self._limits.max_forks):
+        if node.lane.forks_left < 1 or (rule.once and self._num_forks + under_way):
             return "max_forks"
-        left = self._limits.max_tokens - (node.end - self._prompt_len)
+        used = node.end - self._prompt_len
+        if self._profile.path.stride:
+            # Positions run ahead of tokens; all forks are the trunk's, so nothing runs beside it.
+            used = sum(seen.num_visible for seen in self._order)
+        left = self._limits.max_tokens - used
         if left < max(rule.min_tokens_left, count):
             return "max_tokens"
         names = seen.names[:count]
@@ -435,6 +439,9 @@ class Group:
 
     def _fork(self, node: Node, names: tuple[PathName, ...]) -> None:
         names = names[: self._options.max_paths]
+        # Shared out like the index space, so that no path's forks depend on its siblings' haste.
+        share, node.lane.forks_left = divmod(node.lane.forks_left - 1, len(names) + 1)
+        node.lane.forks_left += share
         room = self._room.path_room(node, len(names))
         fork = Fork(node)
         if node.depth == 0:
@@ -451,6 +458,7 @@ class Group:
             lane = Lane(
                 depth=node.depth + 1,
                 room=room,
+                forks_left=share,
                 fork=fork,
                 name=name.name,
                 title=name.title,

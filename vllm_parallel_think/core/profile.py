@@ -141,6 +141,13 @@ class Profile:
         several = (*self.fork.trigger, *self.path.end, *self.join.end)
         return (*several, *(tag for tag in single if tag is not None))
 
+    @property
+    def all_tags(self) -> tuple[Tag, ...]:
+        """Every text and token id of the profile, those that are forced included."""
+        fork, path, join = self.fork, self.path, self.join
+        forced = (*self.opening, *fork.after, *path.start, *path.close, *path.after)
+        return (*self.tags, *forced, *join.start, *join.first_only)
+
 
 _SCALARS: dict[str, type | tuple[type, ...]] = {
     "names": str,
@@ -270,6 +277,16 @@ def _check(profile: Profile, source: str) -> None:
         raise OptionError(f"{where}, [fork]: at_start needs num_paths, and max_depth = 1")
     if profile.path.num_tags is not None and profile.path.num_tags < 1:
         raise OptionError(f"{where}, [path]: num_tags must be at least 1")
+    if any(tag == "" or (isinstance(tag, int) and tag < 0) for tag in profile.all_tags):
+        raise OptionError(f"{where}: tags must be text, not empty, or token ids of at least 0")
+    least = {
+        "[fork] min_tokens_left": (profile.fork.min_tokens_left, 0),
+        "[fork] max_outline_tokens": (profile.fork.max_outline_tokens, 1),
+        "[path] max_tokens": (profile.path.max_tokens, 1),
+    }
+    for key, (value, low) in least.items():
+        if value is not None and value < low:
+            raise OptionError(f"{where}, {key} must be at least {low}, got {value}")
     if profile.join.mode not in ("kv", "reprefill"):
         raise OptionError(f"{where}, [join]: mode must be 'kv' or 'reprefill'")
     if profile.join.position not in ("longest", "total"):
@@ -292,6 +309,8 @@ def _check(profile: Profile, source: str) -> None:
             ) from None
         if groups < 1:
             raise OptionError(f"{where}, [fork]: names needs a group for the path's name")
+        if re.search(profile.fork.names, ""):
+            raise OptionError(f"{where}, [fork]: names must not match an empty text")
     if profile.fork.num_paths is not None and profile.fork.num_paths < 2:
         raise OptionError(f"{where}, [fork]: num_paths must be at least 2")
     if profile.max_depth < 1:

@@ -67,15 +67,25 @@ class Grammar:
     profile: Profile
     vocabulary: Vocabulary
 
-    def check(self) -> None:
-        """Refuse a profile whose forced starts are no tokens with this tokenizer.
+    def check(self, vocab_size: int) -> None:
+        """Refuse a profile that the model cannot follow.
+
+        Args:
+            vocab_size: Token ids the model has.
 
         Raises:
-            OptionError: Names the table; a branch needs a first token.
+            OptionError: A token id is not one of the model's, or a forced start is no token with
+                this tokenizer: a branch needs a first one.
 
         """
+        for tag in self.profile.all_tags:
+            if isinstance(tag, int) and tag >= vocab_size:
+                raise OptionError(
+                    f"profile {self.profile.name}: token id {tag} is not one of the model's "
+                    f"{vocab_size}"
+                )
         for table, rule in (("path", self.profile.path), ("join", self.profile.join)):
-            if not self.forced(rule.start, PathName("1", "", "1")):
+            if not self.forced(rule.start, PathName("1", "title", "1")):
                 raise OptionError(
                     f"profile {self.profile.name}, [{table}]: the model's tokenizer makes no token "
                     f"of start = {list(rule.start)}; it must make at least one"

@@ -11,7 +11,7 @@ from ..scan import Vocabulary
 from .pieces import PieceVocabulary
 from .reader import Reader
 from .replay import Branch, Replay
-from .wording import all_tags, for_reading
+from .wording import for_reading
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> 
         OptionError: The profile names tags by token id, and there is no tokenizer to look them up.
 
     """
-    if vocabulary is None and any(isinstance(tag, int) for tag in all_tags(profile)):
+    if vocabulary is None and any(isinstance(tag, int) for tag in profile.all_tags):
         raise OptionError(f"profile {profile.name} has tags given as token ids: name the tokenizer")
     known: Vocabulary = vocabulary or PieceVocabulary()
     profile = for_reading(profile, known)

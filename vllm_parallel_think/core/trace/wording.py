@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 from ..profile import Forced, Profile
@@ -11,16 +10,6 @@ from ..scan import PathName, Vocabulary
 
 PLENTY = 10**12
 """Stands for no limit, as a text does not show those it was written under."""
-
-
-def all_tags(profile: Profile) -> Iterator[str | int]:
-    """Yield every tag and forced text of a profile, as it is given: a text or a token id."""
-    fork, path, join = profile.fork, profile.path, profile.join
-    for tags in (fork.trigger, fork.after, path.start, path.end, path.close, path.after):
-        yield from tags
-    for tags in (join.start, join.first_only, join.end, profile.opening):
-        yield from tags
-    yield from (tag for tag in (fork.open, fork.names_after, path.open) if tag is not None)
 
 
 def for_reading(profile: Profile, vocabulary: Vocabulary) -> Profile:
