@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from vllm.config import get_current_vllm_config
+from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.models.utils import extract_layer_index
 
 from .. import tables
@@ -19,8 +19,8 @@ def thoughts_of_layer() -> Added:
 
     Called while the model is built, when vLLM's configuration is at hand.
     """
-    vllm_config = get_current_vllm_config()
-    instance = vllm_config.instance_id
+    vllm_config = get_current_vllm_config_or_none()
+    instance = "" if vllm_config is None else vllm_config.instance_id
 
     def added(
         layer: Any, key: torch.Tensor, value: torch.Tensor
