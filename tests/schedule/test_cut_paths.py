@@ -100,3 +100,15 @@ def test_number_of_paths_and_budget_of_the_summary(
         answer = Oracle(hash_graph(grammar), grammar, budget).answer(client.prompt)
         assert client.tokens == answer.visible
         assert client.finish == answer.finish
+
+
+def test_paths_have_a_temperature_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
+    simulation = simulate(tiny_model, tmp_path, GRAMMAR, asynchronous=False)
+    simulation.add(prompt(random.Random(2)), pt_path_tokens=6, pt_path_temperature=0.5)
+    seen: dict[str, set[float]] = {}
+    while simulation.step():
+        for family in simulation.scheduler._families:
+            for node, request in family.requests.items():
+                params = request.sampling_params
+                seen.setdefault(node.kind.value, set()).add(params.temperature)
+    assert (seen["path"], seen["conclusion"]) == ({0.5}, {0.0})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .server import FRUITS, XARGS, Server, environment, run_script, vllm_command
+from .server import FRUITS, XARGS, Answer, Server, environment, run_script, vllm_command
 
 _PATCHED = """
 from vllm.entrypoints.openai.chat_completion import protocol as chat, serving as chat_serving
@@ -265,6 +265,24 @@ def test_a_patch_without_target_fails_loudly() -> None:
         patch(Found, "of_class", more, ("known",))
     assert Found().method(1) == [1, "more"]
     assert Found.of_class(1) == [Found, 1, "more"]
+
+
+@pytest.mark.slow
+def test_server_writes_what_an_engine_in_process_writes(
+    model: Path, server: Server, whole: Answer
+) -> None:
+    """What runs in process is compared with a dense mask; the server's processes change nothing."""
+    request = {"extra_args": XARGS, "max_tokens": 120}
+    key = {"parallel_think": {"profile": "skeleton"}}
+    in_process, answers, summaries = run_script(
+        OFFLINE,
+        str(model),
+        *map(json.dumps, (key, FRUITS, [request])),
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    )
+    assert in_process
+    assert answers[0][0] == list(whole.tokens)
+    assert summaries[0]["forks"] == whole.summary["forks"] == 1
 
 
 @pytest.mark.slow
