@@ -61,7 +61,11 @@ def introduce(output: EngineCoreOutput, first: EngineCoreOutput) -> None:
 def merge(last: EngineCoreOutput, output: EngineCoreOutput) -> bool:
     """Add an output's tokens to the one in front of it, if nothing but tokens would be lost."""
     parts = (last, output)
-    if last.finished or any(p.new_logprobs is not None or p.events is not None for p in parts):
+    if (
+        not output.new_token_ids
+        or last.finished
+        or any(p.new_logprobs is not None or p.events is not None for p in parts)
+    ):
         return False
     if any(p.prefill_stats is not None or p.num_nans_in_logits for p in parts):
         return False

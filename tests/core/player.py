@@ -8,7 +8,7 @@ from typing import Any
 
 from vocabularies import Pieces, tags
 
-from vllm_parallel_think.core.exchange import Cause, Chunk, Finish, Limits, Verdict
+from vllm_parallel_think.core.exchange import Cause, Chunk, Emission, Finish, Limits, Verdict
 from vllm_parallel_think.core.graph import Kind, Node, State
 from vllm_parallel_think.core.group import Group
 from vllm_parallel_think.core.options import RequestOptions
@@ -82,6 +82,7 @@ class Player:
         self.replays: list[Node] = []
         self.num_starts: dict[Node, int] = {self.group.trunk: 1}
         self.visible: list[int] = []
+        self.emissions: list[Emission] = []
         self.num_forced = 0
         self.finish: Finish | None = None
         self._pending: dict[Node, list[int]] = {}
@@ -176,6 +177,7 @@ class Player:
     def _release(self) -> None:
         for emission in self.group.release():
             assert self.finish is None, "released behind the end"
+            self.emissions.append(emission)
             if emission.payload is None:
                 assert len(emission.forced) == emission.keep
                 self.visible += emission.forced

@@ -84,3 +84,12 @@ def test_nothing_is_sent_before_the_vote_and_nothing_is_held_behind_it():
     player.run_until(lambda: player.finish is not None)
     assert player.text == " is 5"
     assert all(not node.sealed for node in player.group.nodes[1:])
+
+
+def test_the_end_is_told_apart_from_an_answers_last_word():
+    """vLLM drops the text of the last token of an output that says ``stop``."""
+    player = play()
+    player.run_until(lambda: player.group.finish is not None)
+    *words, end = player.emissions
+    assert [emission.finish for emission in words] == [None] * len(words)
+    assert (end.keep, end.finish) == (0, Finish("stop"))

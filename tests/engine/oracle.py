@@ -182,7 +182,8 @@ class Oracle:
             self._show(token)
             context = [*context, self._answer.graph.add(token, position, context)]
             position, critical = position + 1, critical + 1
-            left = self._budget.max_tokens - (position - self._answer.prompt_len)
+            used = position - self._answer.prompt_len
+            left = self._budget.max_tokens - (len(self._answer.visible) if grammar.stride else used)
             room = left >= grammar.num_paths
             may_fork = token in grammar.triggers and not grammar.at_start
             if may_fork and depth < self._budget.max_depth and room:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -58,10 +58,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finish:
-    """How the answer ended, in vLLM's words."""
+    """How the answer ended, in vLLM's words.
+
+    Attributes:
+        reason: vLLM's finish reason.
+        stop_reason: The stop token, if one ended the answer.
+        apart: Whether the last token is text: then the end is told apart from it, because vLLM
+            takes the last token of an output that says ``stop`` for the one that stopped.
+
+    """
 
     reason: Literal["stop", "length"]
     stop_reason: int | str | None = None
+    apart: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

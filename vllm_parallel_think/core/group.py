@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .exchange import Cause, Chunk, Emission, Finish, Limits, Verdict
 from .graph import Fork, Kind, Lane, Node, State
@@ -158,7 +158,8 @@ class Group:
             self._drop_behind(node)
         elif node.depth == 0:
             capped = cause in (Cause.VERDICT, Cause.LENGTH) and not self._concluded
-            self.finish = Finish("length" if capped else "stop", stop_reason)
+            reason: Literal["length", "stop"] = "length" if capped else "stop"
+            self.finish = Finish(reason, stop_reason, apart=self._concluded)
         else:
             self._num_cut += cause is not Cause.EOS
             close = self._grammar.forced(self._profile.path.close, node.lane.path)
@@ -168,7 +169,9 @@ class Group:
     def _end_voter(self, node: Node, cause: Cause, stop_reason: int | None) -> None:
         """Take note that an independent answer ended; the last one brings the vote."""
         capped = cause in (Cause.VERDICT, Cause.LENGTH, Cause.CUT)
-        self._lane_stops[node.lane] = Finish("length" if capped else "stop", stop_reason)
+        reason: Literal["length", "stop"] = "length" if capped else "stop"
+        # The client gets no end-of-sequence token: an answer's last token is its own.
+        self._lane_stops[node.lane] = Finish(reason, stop_reason, apart=cause is Cause.EOS)
         self._num_cut += capped
         node.retired = node.lane.complete = True  # nobody will attend to it
         fork = node.lane.fork
@@ -600,6 +603,8 @@ class Group:
         finish = None if node.outbox else self._finish_behind(node)
         if self.branched and (keep < num_tokens or (finish is None and keep == left)):
             finish = Finish("length")
+        elif finish is not None and finish.apart:
+            finish = None  # the next emission says it
         self.finished = finish is not None
         return Emission(payload, keep, forced[:keep], finish)
 
