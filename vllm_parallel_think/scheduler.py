@@ -277,7 +277,11 @@ class GroupSchedulerMixin(GivingWayMixin):
             if branch is None or params is None:
                 continue
             if params.presence_penalty or params.frequency_penalty:
-                tokens = branch.family.group.written_before(branch.node)
+                try:
+                    tokens = branch.family.group.written_before(branch.node)
+                except Exception as error:
+                    self._fault(branch.family, error)
+                    continue
                 if tokens:
                     written[req_id] = tokens
         return written

@@ -252,3 +252,24 @@ def test_fault_in_a_new_group_is_a_plain_request(
     client = simulation.add([200] * 10, max_tokens=20)
     simulation.run()
     assert client.finish in ("stop", "length")
+
+
+@MODES
+def test_fault_while_penalties_are_counted_fails_one_request(
+    asynchronous: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INV-5: this runs inside schedule(), where an exception would end the engine."""
+    from vllm_parallel_think.core.group import Group
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("bug")
+
+    simulation = simulate(tiny_model, tmp_path, IdGrammar(), asynchronous=asynchronous)
+    monkeypatch.setattr(Group, "written_before", broken)
+    client = simulation.add([200] * 10, max_tokens=20)
+    other = simulation.add([201] * 10, max_tokens=20, parallel=False)
+    for family in simulation.scheduler._families:
+        family.root.sampling_params.presence_penalty = 0.5
+    simulation.run()
+    assert "bug" in client.finish
+    assert other.finish in ("stop", "length")
