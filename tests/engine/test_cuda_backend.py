@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.ernie45 import Ernie4_5ForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
@@ -327,16 +326,22 @@ def test_planning_never_waits_for_the_device(config: Any) -> None:
         common.seq_lens.max().item()
 
 
-def test_full_graphs_leave_attention_out(config: Any) -> None:
+def test_full_graphs_are_declared_as_the_stock_backend_declares_them(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = flash_attn.FlashAttentionMetadataBuilder
     builder_cls = cuda.GroupFlashBackend.get_builder_cls()
     support = builder_cls.get_cudagraph_support(config, make_spec())
-    assert support is AttentionCGSupport.NEVER
-    compilation = CompilationConfig(
-        mode=CompilationMode.VLLM_COMPILE, cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE
-    )
-    compilation.set_splitting_ops_for_v1(all2all_backend="allgather_reducescatter")
-    mode = compilation.resolve_cudagraph_mode_and_sizes(support, "GroupFlashBackend")
-    assert mode is CUDAGraphMode.PIECEWISE
+    assert support is stock.get_cudagraph_support(config, make_spec())
+    assert support.value >= AttentionCGSupport.UNIFORM_BATCH.value
+    monkeypatch.setattr(config.parallel_config, "data_parallel_size", 2)
+    assert builder_cls.get_cudagraph_support(config, make_spec()) is AttentionCGSupport.NEVER
+
+
+def test_a_graph_is_captured_without_a_plan(config: Any, headers: BlockTables) -> None:
+    assert headers.has_branches
+    metadata = make_builder(config).build_for_cudagraph_capture(common_metadata())
+    assert type(metadata) is flash_attn.FlashAttentionMetadata
 
 
 def test_wiring() -> None:

@@ -50,13 +50,19 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
     def get_cudagraph_support(
         cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
     ) -> AttentionCGSupport:
-        """Keep attention out of captured graphs; the layers between are still captured piecewise.
+        """Support what the stock backend does: branches never meet a full graph, see graphs.py.
 
-        Whether the second kernel runs is decided on the host, step by step. A full graph would
-        replay what was captured without branches, and neither runner asks the backend which batches
-        may take a full graph.
+        Except where ranks must agree on a graph, whatever the branches of one of them.
         """
-        return AttentionCGSupport.NEVER
+        if vllm_config.parallel_config.data_parallel_size > 1:
+            return AttentionCGSupport.NEVER
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
+
+    def build_for_cudagraph_capture(
+        self, common_attn_metadata: CommonAttentionMetadata
+    ) -> FlashAttentionMetadata:
+        # A flag left over from the last step must not put a plan into the graph.
+        return super().build(common_prefix_len=0, common_attn_metadata=common_attn_metadata)
 
     def build(
         self,
