@@ -32,6 +32,39 @@ class Rotation:
 
 
 @dataclass(frozen=True, eq=False)
+class KVScales:
+    """What cached keys and values are multiplied by."""
+
+    key: torch.Tensor  # [Hkv] fp32, any stride
+    value: torch.Tensor  # [Hkv] fp32
+
+    @classmethod
+    def of(
+        cls, key: torch.Tensor | None, value: torch.Tensor | None, cache: torch.Tensor
+    ) -> KVScales | None:
+        """Scales of a cache [num_blocks, block_size, Hkv, D]; None if there are none.
+
+        Raises ValueError for a shape, type or device that does not fit the cache.
+        """
+        if key is None and value is None:
+            return None
+        one = torch.ones((), device=cache.device) if key is None or value is None else None
+        num_kv_heads = cache.shape[2]
+        for name, scale in (("key_scale", key), ("value_scale", value)):
+            if scale is None:
+                continue
+            if scale.numel() not in (1, num_kv_heads) or scale.dim() > 1:
+                raise ValueError(f"{name} must be [] or [{num_kv_heads}], got {list(scale.shape)}")
+            if scale.dtype != torch.float32 or scale.device != cache.device:
+                raise ValueError(
+                    f"{name} must be float32 on {cache.device}, got {scale.dtype} on {scale.device}"
+                )
+        key, value = (one if scale is None else scale for scale in (key, value))
+        assert key is not None and value is not None
+        return cls(key.expand(num_kv_heads), value.expand(num_kv_heads))
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Checked arguments of one call; a provider writes the rows it computes to `out` and `lse`."""
 
@@ -43,6 +76,7 @@ class Problem:
     rotation: Rotation | None  # set iff the plan has shifts
     out: torch.Tensor  # [T, Hq, D], query's dtype
     lse: torch.Tensor  # [T, Hq] fp32, natural logarithm
+    scales: KVScales | None = None
 
 
 Provider = Callable[[Problem], None]

@@ -137,8 +137,15 @@ class FakeFlashAttention:
         max_seqlen_k: int,
         softmax_scale: float,
         causal: bool,
+        q_descale: torch.Tensor | None = None,
+        k_descale: torch.Tensor | None = None,
+        v_descale: torch.Tensor | None = None,
         **_: Any,
     ) -> None:
+        if k.dtype == torch.float8_e4m3fn:
+            assert q_descale is not None and k_descale is not None and v_descale is not None
+            q = q.float() * q_descale[0, 0]
+            k, v = k.float() * k_descale[0, 0], v.float() * v_descale[0, 0]
         assert causal and softmax_scale == SCALE
         self.seqused_k = seqused_k.tolist()
         assert max(self.seqused_k) <= max_seqlen_k
@@ -255,6 +262,32 @@ def test_forward_equals_dense_attention(
     assert kernel.seqused_k == CUT
 
 
+def test_fp8_caches(
+    config: Any,
+    headers: BlockTables,
+    kernel: FakeFlashAttention,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of the plan are as exact as the stock kernel's: both read the same fp8 numbers."""
+    torch.manual_seed(0)
+    for name in ("flash_attn_supports_kv_cache_dtype", "flash_attn_supports_quant_query_input"):
+        monkeypatch.setattr(flash_attn, name, lambda *_, **__: True)
+    scales = {"_q_scale": 0.5, "_k_scale": 1.7, "_v_scale": 0.3}
+    stored = make_cache("NHD").to(torch.float8_e4m3fn)
+    quantized = make_query().to(torch.float8_e4m3fn)
+    layer = SimpleNamespace(**{name: torch.tensor(scale) for name, scale in scales.items()})
+    output = torch.full((NUM_PADDED, NUM_HEADS, HEAD_SIZE), 7.0)
+    impl = make_impl(kv_cache_dtype="fp8")
+    metadata = make_builder(config).build(0, common_metadata())
+    none = quantized[:, :NUM_KV_HEADS]
+    impl.forward(layer, quantized, none, none, stored.view(torch.uint8), metadata, output)
+    exact = stored.float()
+    exact[..., :HEAD_SIZE] *= 1.7
+    exact[..., HEAD_SIZE:] *= 0.3
+    expected = oracle(quantized.float() * 0.5, exact, FILL)
+    torch.testing.assert_close(output[:NUM_TOKENS], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(IN_INTERPRETER, reason="this is the process it starts")
 def test_forward_with_the_triton_kernel() -> None:
@@ -262,14 +295,14 @@ def test_forward_with_the_triton_kernel() -> None:
     root = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        + ["-k", "test_forward_equals"],
+        + ["-k", "test_forward_equals or test_fp8"],
         cwd=root,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert re.search(r"2 passed", result.stdout), result.stdout[-500:]
+    assert re.search(r"3 passed", result.stdout), result.stdout[-500:]
 
 
 def test_batches_without_branches_are_stock(
@@ -392,7 +425,6 @@ def is_override(name: str, value: Any) -> bool:
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, r"quantized KV cache \(fp8\).*--kv-cache-dtype"),
         ({"logits_soft_cap": 30.0}, "soft-capping"),
         ({"sliding_window": 128}, "sliding window"),
         ({"alibi_slopes": [1.0] * NUM_HEADS}, "ALiBi"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, CommonAttentionMetadata
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
@@ -112,9 +113,6 @@ class GroupFlashImpl(FlashAttentionImpl):
         self._thoughts = thoughts_of_layer()
         _refuse(
             {
-                # The second kernel reads keys and values in the query's own type.
-                f"a quantized KV cache ({self.kv_cache_dtype}): give --kv-cache-dtype the model's "
-                "own type": is_quantized_kv_cache(self.kv_cache_dtype),
                 f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
             }
         )
@@ -156,18 +154,37 @@ class GroupFlashImpl(FlashAttentionImpl):
         plan = getattr(attn_metadata, "plan", None)
         if plan is not None:
             num_tokens = attn_metadata.num_actual_tokens
-            keys, values = logical_cache(kv_cache, self.head_size)
-            segmented_attention(
-                query[:num_tokens],
-                keys,
-                values,
-                plan,
-                scale=self.scale,
-                out=output[:num_tokens],
-                provider=PROVIDER,
-                return_lse=False,
-            )
+            self._attend_segments(layer, query[:num_tokens], kv_cache, plan, output[:num_tokens])
         return result
+
+    def _attend_segments(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        plan: SegmentPlan,
+        output: torch.Tensor,
+    ) -> None:
+        key_scale = value_scale = None
+        if is_quantized_kv_cache(self.kv_cache_dtype):
+            # A view of the same bytes; the layer may have scaled the query down to fp8 as well.
+            kv_cache = kv_cache.view(current_platform.fp8_dtype())
+            if query.dtype != output.dtype:
+                query = (query.float() * layer._q_scale).to(output.dtype)
+            key_scale, value_scale = layer._k_scale, layer._v_scale
+        keys, values = logical_cache(kv_cache, self.head_size)
+        segmented_attention(
+            query,
+            keys,
+            values,
+            plan,
+            scale=self.scale,
+            key_scale=key_scale,
+            value_scale=value_scale,
+            out=output,
+            provider=PROVIDER,
+            return_lse=False,
+        )
 
 
 class GroupFlashBackend(FlashAttentionBackend):
