@@ -19,6 +19,7 @@ PROVIDERS = {
     "torch": "attention_kernels.reference",
     "cpu": "attention_kernels.cpu",
     "triton": "attention_kernels.triton_kernel",
+    "xformers": "attention_kernels.xformers_kernel",
 }
 
 
@@ -85,7 +86,8 @@ Provider = Callable[[Problem], None]
 def get_provider(name: str, device: torch.device) -> Provider:
     """The provider called `name`; "auto" picks by device and falls back to torch, logged once.
 
-    Raises ValueError for an unknown name, ImportError if a provider asked for by name is missing.
+    Raises ValueError for an unknown name, ImportError if a provider asked for by name cannot be
+    loaded (xformers is the project's extra of that name).
     """
     if name == "auto":
         return _auto_provider("triton" if device.type == "cuda" else "cpu")
