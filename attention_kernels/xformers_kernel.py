@@ -52,7 +52,8 @@ def attend(problem: Problem) -> None:
     Raises ValueError for what xFormers' masks cannot say or its operators cannot read.
     """
     _check(problem)
-    calls = make_calls(problem.plan)
+    plan = problem.plan
+    calls = plan.memo("xformers", lambda: make_calls(plan))
     query, num_kv_heads = problem.query, problem.key_cache.shape[2]
     num_tokens, num_heads, dim = query.shape
     group = num_heads // num_kv_heads

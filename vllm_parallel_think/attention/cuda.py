@@ -20,7 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, is_quantized_kv_cache
 from attention_kernels import SegmentPlan, segmented_attention
 
 from .. import tables
-from .plan import rows_with_holes
+from .plan import plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
@@ -74,7 +74,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, seq_lens = rows_with_holes(common_attn_metadata, headers)
+        plan, seq_lens = plan_rows(common_attn_metadata, headers)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.
