@@ -149,7 +149,8 @@ def _spans(
     same = np.zeros(row.shape, dtype=np.bool_)
     shared = None
     if plan.share and most:
-        shared = shared_spans(plan, span, tile_tokens, torch.from_numpy(spans > 0))
+        # A member's queries are turned for itself: only what is read must be equal.
+        shared = shared_spans(plan, span, tile_tokens, torch.from_numpy(spans > 0), any_shift=True)
     if shared is not None:
         full = min(most, len(shared.row))
         row[:full], same[:full] = shared.row[:full].numpy(), shared.same[:full].numpy()

@@ -38,6 +38,8 @@ JOB = np.dtype(
 )
 # Columns of the task table. SPAN is a span's number in its row, -1 for a task that is all of it.
 CACHE_LINE = 64
+# Values that are multiplied with all tiles before the next ones are: a third of a 48 KB cache.
+NEAR_BYTES = 16 << 10
 FIRST_MEMBER, NUM_MEMBERS, TOKEN, STOP_TOKEN, ENTRY, STOP_ENTRY, SPAN = range(7)
 TASK_COLUMNS = 7
 
@@ -150,16 +152,39 @@ def _load_query(job, work, kv_head, num_tokens):
 
 
 @_compiled
-def _turn_query(job, work, vector, num_tokens):
-    """The task's queries rotated by shift vector `vector`; returns their address."""
-    if vector == 0:
+def _shift_of(job, row, entry):
+    """Number of the shift vector by which a row's queries turn for an entry."""
+    return _int(job.shift_index + (row * job.num_entries + entry) * 4)
+
+
+@_compiled
+def _turn_alike(job, work, entry, other, num_tokens):
+    """Whether each of the task's tokens turns for `other` as it does for `entry`."""
+    for t in range(num_tokens):
+        row = _row_of(job, work, t)
+        if _shift_of(job, row, entry) != _shift_of(job, row, other):
+            return False
+    return True
+
+
+@_compiled
+def _turn_query(job, work, entry, num_tokens):
+    """The task's queries, each rotated by its row's shift for `entry`; returns their address."""
+    turns = False
+    for t in range(num_tokens):
+        turns |= _shift_of(job, _row_of(job, work, t), entry) != 0
+    if not turns:
         return work + job.query_at
     half = job.rotary_half
     for m in range(num_tokens * job.group):
         source = work + job.query_at + m * LINE * 4
         target = work + job.turned_at + m * LINE * 4
-        token = _token_of(job, work, m // job.group)
-        table = ((vector * job.shift_width + token) * half) * 4
+        token = m // job.group
+        vector = _shift_of(job, _row_of(job, work, token), entry)
+        if vector == 0:
+            vec.move(source, target, job.padded_dim)
+            continue
+        table = ((vector * job.shift_width + _token_of(job, work, token)) * half) * 4
         for i in range(half):
             left, right = (i, i + half) if job.neox else (2 * i, 2 * i + 1)
             cos, sin = vec.get_f32(job.cos + table + i * 4), vec.get_f32(job.sin + table + i * 4)
@@ -366,13 +391,22 @@ def _add_values(job, work, row, kv_head, entry, stop, num_tokens, after):
         vec.set_i64(piece + 8, most)
         vec.set_i64(piece + 16, ((e - entry) * job.padded_block + first) * 4)
         _value_ahead(job, after, e - entry, num_calls, piece)
-    d, number = 0, 0
+    at_once = max(1, NEAR_BYTES // (job.block_size * job.padded_dim * size))
+    for begin in range(0, stop - entry, at_once):
+        pieces = min(at_once, stop - entry - begin)
+        _add_pieces(job, work, kind, table + begin * 40, pieces, stride, size, lines, num_lines)
+
+
+@_compiled
+def _add_pieces(job, work, kind, table, pieces, stride, size, lines, num_lines):
+    """`_add_values` of some pieces, which stay in the first-level cache for all tiles."""
+    vectors, d, number = job.padded_dim // LANES, 0, 0
     while d < vectors:
         some, m = _some_columns(vectors - d), 0
         while m < lines:
             rows = _some_rows(lines - m)
             vec.add(
-                kind, rows, some, work + job.scores_at + m * LINE * 4, table, stop - entry, stride,
+                kind, rows, some, work + job.scores_at + m * LINE * 4, table, pieces, stride,
                 d * LANES * size, work + job.acc_at + (m * job.padded_dim + d * LANES) * 4,
                 job.padded_dim * 4, min(number, num_lines - 1),
             )  # fmt: skip
@@ -464,7 +498,7 @@ def _attend_span(job, work, row, kv_head, num_tokens, many, entry, stop, after):
         vec.set_f32(work + job.stats_at + m * 8, types.float32(-np.inf))
         vec.set_f32(work + job.stats_at + m * 8 + 4, types.float32(0.0))
     _load_query(job, work, kv_head, num_tokens)
-    query, turned = work + job.query_at, types.int64(0)
+    query, turned = work + job.query_at, types.int64(-1)
     scores, block_bytes = work + job.scores_at, job.padded_block * 4
     for step in range(entry, stop, job.step_entries):
         end = min(step + job.step_entries, stop)
@@ -477,12 +511,12 @@ def _attend_span(job, work, row, kv_head, num_tokens, many, entry, stop, after):
         while begin < end:
             last = end
             if job.shift_index:
-                index = job.shift_index + row * job.num_entries * 4
-                vector, last = _int(index + begin * 4), begin + 1
-                while last < end and _int(index + last * 4) == vector:
+                last = begin + 1
+                while last < end and _turn_alike(job, work, begin, last, num_tokens):
                     last += 1
-                if vector != turned:
-                    query, turned = _turn_query(job, work, vector, num_tokens), vector
+                if turned < 0 or not _turn_alike(job, work, turned, begin, num_tokens):
+                    query = _turn_query(job, work, begin, num_tokens)
+                turned = begin
             line = scores + (begin - step) * block_bytes
             _score_entries(job, work, row, kv_head, begin, last, query, num_tokens, line, ahead)
             begin = last

@@ -1,10 +1,11 @@
 """Which rows of a plan read the same blocks: found from the block ids alone.
 
 Every row's entries are cut into spans of fixed length, from its first entry on. Rows share a span
-if its entries are equal in all of them (block id, first slot, count, shift) and visible to all
-their tokens. Trees need no more than this: a prefix of all, inner prefixes of some, and a
-conclusion behind several paths are equal spans, whoever else reads them. Reference counts are never
-looked at (they say that a block is held, not at which place it is read).
+if its entries are equal in all of them (block id, first slot, count, and the shift where a kernel
+turns all rows of a span alike) and visible to all their tokens. Trees need no more than this: a
+prefix of all, inner prefixes of some, and a conclusion behind several paths are equal spans,
+whoever else reads them. Reference counts are never looked at (they say that a block is held, not at
+which place it is read).
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ class SharedSpans:
 
 
 def shared_spans(
-    plan: SegmentPlan, span: int, max_tokens: int, candidates: torch.Tensor | None = None
+    plan: SegmentPlan,
+    span: int,
+    max_tokens: int,
+    candidates: torch.Tensor | None = None,
+    any_shift: bool = False,
 ) -> SharedSpans | None:
     """The shared spans of `span` entries among rows of 1 to `max_tokens` query tokens.
 
-    candidates: [R] bool, rows to look at; None: all. Tensor operations on the plan's device whose
-    number depends on shapes only: nothing is read back. Rows are sorted by a hash of what a span
+    candidates: [R] bool, rows to look at; None: all. any_shift: rows that turn their queries by
+    different shifts share a span, too. Tensor operations on the plan's device whose number depends
+    on shapes only: nothing is read back. Rows are sorted by a hash of what a span
     holds, then neighbours are compared in full: rows of equal hash that differ do not share.
     Returns None where shapes rule out sharing.
     """
@@ -43,7 +49,7 @@ def shared_spans(
         return entries[:, : num_spans * span].view(num_rows, num_spans, span).transpose(0, 1)
 
     fields = [plan.blocks, plan.first, plan.count]
-    if plan.shifts is not None:
+    if plan.shifts is not None and not any_shift:
         fields.append(plan.shifts.index)
     held = torch.stack([cut(field) for field in fields], dim=-1).flatten(2)
     eligible = _eligible(plan, span, num_spans, max_tokens)

@@ -127,6 +127,31 @@ def test_shifted_rows_share_if_they_turn_alike(provider: str) -> None:
     check_tree(case, provider)
 
 
+def turned_rows(memory: Memory) -> list[Row]:
+    """Rows that read the same blocks at places of their own, as Hogwild's workers do."""
+    prefix, cache = memory.segment(48), memory.segment(75)
+    shifts = [(0, 5), (3, -20), (3, 5), ((1, 2), (9, 8)), (0, 0)]
+    return [
+        Row(2, (replace(prefix, shift=first), replace(cache, shift=then), memory.segment(2 + i)))
+        for i, (first, then) in enumerate(shifts)
+    ]
+
+
+@with_providers
+@pytest.mark.parametrize("is_neox_style", [True, False])
+@pytest.mark.parametrize("rotary_dim", [32, 24])
+def test_rows_that_turn_differently(provider: str, is_neox_style: bool, rotary_dim: int) -> None:
+    memory = Memory(60, 16)
+    rows = turned_rows(memory)
+    check_tree(memory.case(rows, rotary=make_rotary(rotary_dim, is_neox_style)), provider)
+
+
+def test_the_cpu_shares_whatever_the_shift() -> None:
+    """48 + 75 tokens lie in 8 blocks, which are four spans; each row has one of its own."""
+    plan = SegmentPlan.build(turned_rows(Memory(60, 16)))
+    assert members(plan, 1) == [1] * 5 + [5] * 4
+
+
 @with_providers
 def test_rows_with_limited_sight_stand_alone(provider: str) -> None:
     memory = Memory(60, 16)
