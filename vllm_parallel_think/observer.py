@@ -7,9 +7,11 @@ turns the showing off, never the engine.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import vllm
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
@@ -17,8 +19,11 @@ from vllm.v1.request import RequestStatus
 from . import __version__
 from .families import Family, FamilyTable
 from .ledger import BlockLedger
+from .metrics import export
 from .metrics.instruments import instruments
 from .metrics.recorder import Load, Recorder
+from .page import PLUGIN
+from .page.timelines import TimelineWriter
 
 logger = init_logger(__name__)
 
@@ -26,20 +31,34 @@ SECONDS_BETWEEN_LOOKS = 0.25
 """How often gauges follow the engine; steps in between cost one reading of the clock."""
 
 
-class Observer:
-    """Tells people what a scheduler's families do."""
+def _span_writer(config: VllmConfig) -> Viewer:
+    from .spans import SpanWriter  # OpenTelemetry is loaded only where it is used
 
-    def __init__(
-        self,
-        config: VllmConfig,
-        families: FamilyTable,
-        ledger: BlockLedger,
-    ) -> None:
+    return SpanWriter(config)
+
+
+class Viewer(Protocol):
+    """Somebody who is told of families; each event is optional."""
+
+    def ended(self, family: Family, outcome: str) -> None:
+        """Take note of a family's end."""
+
+
+class Observer:
+    """Tells viewers what a scheduler's families do; one that fails is told nothing any more."""
+
+    def __init__(self, config: VllmConfig, families: FamilyTable, ledger: BlockLedger) -> None:
         self._families = families
         self._ledger = ledger
-        self._next_look = 0.0
-        self._recorder: Recorder | None = None
         self._engine = str(config.parallel_config.data_parallel_index)
+        self._next_look = 0.0
+        self._viewers: dict[str, Viewer] = {}
+        if config.observability_config.otlp_traces_endpoint is not None:
+            self._attach("spans", lambda: _span_writer(config))
+        if PLUGIN in (envs.VLLM_PLUGINS or ()):
+            directory = export.directory()
+            if directory is not None:
+                self._attach("timelines", lambda: TimelineWriter(directory, self._engine))
 
     def count(self, default: str, profiles: list[str], pool_blocks: int) -> None:
         """Export metrics from now on.
@@ -50,16 +69,16 @@ class Observer:
             pool_blocks: KV blocks of this engine.
 
         """
-        try:
+
+        def make() -> Recorder | None:
             made = instruments()
-            if made is not None:
-                self._recorder = Recorder(made, self._engine)
-                self._recorder.introduce(
-                    __version__, vllm.__version__, default, pool_blocks, profiles
-                )
-        except Exception:
-            self._recorder = None
-            logger.exception("vllm_pt_ metrics are not exported")
+            if made is None:
+                return None
+            recorder = Recorder(made, self._engine)
+            recorder.introduce(__version__, vllm.__version__, default, pool_blocks, profiles)
+            return recorder
+
+        self._attach("metrics", make)
 
     def started(self, family: Family) -> None:
         """Take note of a request that may branch."""
@@ -77,14 +96,17 @@ class Observer:
 
     def stepped(self) -> None:
         """Look at the families, if it is time to."""
+        if not self._viewers:
+            return
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
             self._look()
 
     def _look(self) -> None:
-        if self._recorder is not None:
+        if "metrics" in self._viewers:
             self._tell("load", self._load())
+        self._tell("write", self._families)
 
     def _load(self) -> Load:
         groups = running = waiting = 0
@@ -99,10 +121,22 @@ class Observer:
                     waiting += 1
         return Load(groups, running, waiting, self._ledger.num_held)
 
+    def _attach(self, name: str, make: Callable[[], Viewer | None]) -> None:
+        try:
+            viewer = make()
+        except Exception:
+            logger.exception("parallel_think shows no %s", name)
+        else:
+            if viewer is not None:
+                self._viewers[name] = viewer
+
     def _tell(self, event: str, *values: Any) -> None:
-        if self._recorder is not None:
+        for name, viewer in list(self._viewers.items()):
+            take = getattr(viewer, event, None)
+            if take is None:
+                continue
             try:
-                getattr(self._recorder, event)(*values)
+                take(*values)
             except Exception:
-                self._recorder = None
-                logger.exception("vllm_pt_ metrics stand still from now on")
+                del self._viewers[name]
+                logger.exception("parallel_think shows no %s from now on", name)
