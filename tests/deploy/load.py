@@ -67,9 +67,12 @@ class Seen:
 def asks(num: int, leaving: float, seed: int) -> Iterator[Ask]:
     """Return so many random requests; a share of the clients goes away."""
     rng = random.Random(seed)
-    for number in range(num):
-        kind: Kind = rng.choices(("parallel", "plain", "refused"), (60, 34, 6))[0]
-        goes = kind != "refused" and rng.random() < leaving
+    kinds: list[Kind] = rng.choices(("parallel", "plain"), (62, 38), k=num)
+    kinds[4::9] = ["refused"] * len(kinds[4::9])
+    answered = [number for number, kind in enumerate(kinds) if kind != "refused"]
+    gone = set(rng.sample(answered, round(leaving * num)))
+    for number, kind in enumerate(kinds):
+        goes = number in gone
         xargs: dict[str, Any] = {
             "parallel": {"pt_path_tokens": rng.randrange(12, 40), "pt_max_paths": 4},
             "plain": {"parallel_think": "off"},
