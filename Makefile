@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy deploy-tools lint bench bench-parathinker bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -58,6 +58,9 @@ bench: env $(NEEDS_MODEL) ## benchmarks of fork and join
 
 bench-parathinker: env $(NEEDS_MODEL) ## paths behind the prompt, their summary, and votes
 	$(PY) -m tests.bench --model $(MODEL) --only parathinker
+
+bench-serving: env $(NEEDS_MODEL) ## a step of branches through vllm serve, beside plain requests
+	$(PY) -m tests.bench --model $(MODEL) --only serving
 
 judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into $(JUDGE)
 	$(PY) -m spec_decode collect --model $(MODEL) --out $(JUDGE)/texts.jsonl --num 1500

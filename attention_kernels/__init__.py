@@ -1,6 +1,7 @@
 """Segmented paged attention: rows of a batch attend to ordered runs of KV blocks.
 
-Independent of any serving engine. Providers: ``torch`` (reference), ``cpu`` (Numba), ``triton``.
+Independent of any serving engine. Providers: ``torch`` (reference), ``cpu`` (Numba), ``triton``,
+and optionally ``xformers`` (a second opinion).
 """
 
 from attention_kernels.api import segmented_attention

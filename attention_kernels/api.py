@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from attention_kernels.base import Problem, Rotation, get_provider
+from attention_kernels.base import KVScales, Problem, Rotation, get_provider
 from attention_kernels.plan import SegmentPlan
 from attention_kernels.rotary import Rotary
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CACHE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types of a cache beside the query's own."""
 
 
 def segmented_attention(
@@ -19,6 +21,8 @@ def segmented_attention(
     *,
     scale: float,
     rotary: Rotary | None = None,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
     provider: str = "auto",
     out: torch.Tensor | None = None,
     return_lse: bool = True,
@@ -30,6 +34,10 @@ def segmented_attention(
     KV head h // (Hq / Hkv). Slots outside the plan's entries are never used, whatever they hold;
     slots inside must be finite. fp32, bf16 or fp16, with fp32 accumulation.
 
+    Caches may be fp8 (e4m3fn or e5m2) instead of the query's type. A key is then the cached value
+    times key_scale, a value that times value_scale: fp32 tensors [] or [Hkv] on the caches' device,
+    one where they are None. The cpu provider takes neither fp8 nor scales.
+
     Returns out [T, Hq, D] (the argument, if given) and lse [T, Hq] fp32: the natural logarithm of
     the sum of exp(scores), None unless return_lse. A token that sees nothing gets zeros and -inf.
     Rows outside the plan's row_mask keep what `out` held (zeros in a new `out`, and lse -inf).
@@ -38,13 +46,16 @@ def segmented_attention(
     token count are checked for plans made by `build`, whose host-side values are known.
     """
     _check_tensors(query, key_cache, value_cache, plan, out)
+    scales = KVScales.of(key_scale, value_scale, key_cache)
     rotation = _rotation(plan, rotary, query.shape[2])
     attend = get_provider(provider, query.device)
     if out is None:
         out = query.new_zeros(query.shape)
     lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32)
     if query.numel() and plan.num_rows:
-        attend(Problem(query, key_cache, value_cache, plan, float(scale), rotation, out, lse))
+        attend(
+            Problem(query, key_cache, value_cache, plan, float(scale), rotation, out, lse, scales)
+        )
     return out, lse if return_lse else None
 
 
@@ -78,10 +89,11 @@ def _check_tensors(
         )
     if query.dtype not in DTYPES:
         raise ValueError(f"dtype {query.dtype} is not one of {DTYPES}")
-    if not query.dtype == key_cache.dtype == value_cache.dtype:
+    same = query.dtype == key_cache.dtype or key_cache.dtype in CACHE_DTYPES
+    if not same or key_cache.dtype != value_cache.dtype:
         raise ValueError(
             f"dtypes of query, key and value differ: {query.dtype}, {key_cache.dtype}, "
-            f"{value_cache.dtype}"
+            f"{value_cache.dtype}; caches are of the query's own or one of {CACHE_DTYPES}"
         )
     num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape
     if query.shape[2] != head_dim:

@@ -71,6 +71,11 @@ def attend(problem: Problem) -> None:
             f"the cpu provider takes head dims and block sizes up to {MAX_LINE}, got "
             f"{problem.query.shape[2]} and {problem.plan.block_size}"
         )
+    if problem.scales is not None or problem.key_cache.dtype != problem.query.dtype:
+        raise ValueError(
+            "the cpu provider takes caches of the query's type without scales, got "
+            f"{problem.key_cache.dtype} and a query of {problem.query.dtype}"
+        )
     query = problem.query if problem.query.stride(2) == 1 else problem.query.contiguous()
     out = problem.out if problem.out.stride(2) == 1 else problem.out.contiguous()
     group = query.shape[1] // problem.key_cache.shape[2]

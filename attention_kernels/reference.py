@@ -44,9 +44,13 @@ def _gather(problem: Problem, row: int) -> _Keys:
     valid = (slots >= first) & (slots < first + plan.count[row, :num_entries, None])
     entry, slot = valid.nonzero(as_tuple=True)
     block = plan.blocks[row, entry].long()
+    key, value = problem.key_cache[block, slot].float(), problem.value_cache[block, slot].float()
+    if problem.scales is not None:
+        key *= problem.scales.key[:, None]
+        value *= problem.scales.value[:, None]
     return _Keys(
-        key=problem.key_cache[block, slot].float(),
-        value=problem.value_cache[block, slot].float(),
+        key=key,
+        value=value,
         entry=entry,
         slot=slot - plan.first[row, entry],
     )

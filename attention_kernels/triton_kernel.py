@@ -42,15 +42,15 @@ def _kernel(
     out_token, out_head, out_dim,
     key, value, blocks, first, count, bound,
     shift_index, cos, sin, visible_index, visible_offset, visible_limit,
-    entry_stride, shift_width, visible_width, scale_log2,
+    entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,
     query_token, query_head, query_dim,
     key_block, key_slot, key_head, key_dim,
-    value_block, value_slot, value_head, value_dim,
+    value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, HAS_SCALE: tl.constexpr,
 ):  # fmt: skip
     tile, kv_head = tl.program_id(0), tl.program_id(1)
     row = _find_row(query_start, num_rows, tile, BLOCK_Q)
@@ -77,11 +77,12 @@ def _kernel(
         query, start + token, token, head, is_row, row, kv_head, 0, stop,
         key, value, blocks, first, count, bound,
         shift_index, cos, sin, visible_index, visible_offset, visible_limit,
-        entry_stride, shift_width, visible_width, scale_log2,
+        entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,
         query_token, query_head, query_dim,
         key_block, key_slot, key_head, key_dim,
-        value_block, value_slot, value_head, value_dim,
+        value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
         HEAD_DIM, DIM, SLOTS, ENTRIES, BLOCK_M, HALF, NEOX, HAS_SHIFT, HAS_VISIBLE, WIDEN,
+        HAS_SCALE,
     )  # fmt: skip
     nothing = total == 0.0
     acc = tl.where(nothing[:, None], 0.0, acc / tl.where(nothing, 1.0, total)[:, None])
@@ -131,7 +132,7 @@ def _attend_long(
 
 def _arguments(problem: Problem) -> tuple[Any, ...]:
     """What `attend_entries` takes from `key` to its strides."""
-    plan, rotation = problem.plan, problem.rotation
+    plan, rotation, scales = problem.plan, problem.rotation, problem.scales
     shifts, visible, unused = plan.shifts, plan.visible, plan.blocks
     return (
         problem.key_cache, problem.value_cache, plan.blocks, plan.first, plan.count, plan.bound,
@@ -145,7 +146,10 @@ def _arguments(problem: Problem) -> tuple[Any, ...]:
         0 if shifts is None else shifts.values.shape[1],
         0 if visible is None else visible.values.shape[1],
         problem.scale * LOG2_E,
+        unused if scales is None else scales.key, unused if scales is None else scales.value,
         *problem.query.stride(), *problem.key_cache.stride(), *problem.value_cache.stride(),
+        0 if scales is None else scales.key.stride(0),
+        0 if scales is None else scales.value.stride(0),
     )  # fmt: skip
 
 
@@ -166,4 +170,5 @@ def _constants(problem: Problem, widen: bool) -> dict[str, Any]:
         "HAS_SHIFT": plan.shifts is not None,
         "HAS_VISIBLE": plan.visible is not None,
         "WIDEN": widen,
+        "HAS_SCALE": problem.scales is not None,
     }

@@ -96,14 +96,15 @@ def _span_kernel(
     row_mask, num_rows, num_spans, span, short_tokens, least, most,
     key, value, blocks, first, count, bound,
     shift_index, cos, sin, visible_index, visible_offset, visible_limit,
-    entry_stride, shift_width, visible_width, scale_log2,
+    entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,
     query_token, query_head, query_dim,
     key_block, key_slot, key_head, key_dim,
-    value_block, value_slot, value_head, value_dim,
+    value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr, LINES: tl.constexpr,
     BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
 ):  # fmt: skip
     """Sums of one span for the tile that begins at a place, if it has least .. most rows."""
     place, number, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -130,11 +131,12 @@ def _span_kernel(
         query, start + token, token, head, is_row, row, kv_head, number * span, stop,
         key, value, blocks, first, count, bound,
         shift_index, cos, sin, visible_index, visible_offset, visible_limit,
-        entry_stride, shift_width, visible_width, scale_log2,
+        entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,
         query_token, query_head, query_dim,
         key_block, key_slot, key_head, key_dim,
-        value_block, value_slot, value_head, value_dim,
+        value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
         HEAD_DIM, DIM, SLOTS, ENTRIES, BLOCK_M, HALF, NEOX, HAS_SHIFT, HAS_VISIBLE, WIDEN,
+        HAS_SCALE,
     )  # fmt: skip
     at = ((its_row.to(tl.int64) * num_spans + number) * NUM_KV_HEADS + kv_head) * LINES + line
     tl.store(tops + at, top, mask=is_row)

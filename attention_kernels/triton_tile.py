@@ -34,13 +34,14 @@ def attend_entries(
     query, place, token, head, is_row, row, kv_head, begin, stop,
     key, value, blocks, first, count, bound,
     shift_index, cos, sin, visible_index, visible_offset, visible_limit,
-    entry_stride, shift_width, visible_width, scale_log2,
+    entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,
     query_token, query_head, query_dim,
     key_block, key_slot, key_head, key_dim,
-    value_block, value_slot, value_head, value_dim,
+    value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
     BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
     HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
 ):  # fmt: skip
     """(largest score [M] in units of log 2, sum of weights [M], weighted values [M, D]) of a tile.
 
@@ -63,6 +64,8 @@ def attend_entries(
         partner = tl.load(query + other[None, :] * query_dim, mask=turning, other=0.0)
         partner = partner.to(plain.dtype)
 
+    if HAS_SCALE:
+        scale_log2 = scale_log2 * tl.load(key_scale + kv_head * key_scale_head)
     blocks, first = blocks + row * entry_stride, first + row * entry_stride
     count, bound = count + row * entry_stride, bound + row * entry_stride
     lane = tl.arange(0, ENTRIES * SLOTS)
@@ -105,8 +108,8 @@ def attend_entries(
             + dims[None, :] * value_dim,
             mask=seen[:, None] & (dims < HEAD_DIM)[None, :], other=0.0,
         )  # fmt: skip
-        if WIDEN:
-            k, v = k.to(tl.float32), v.to(tl.float32)
+        # fp8 in the cache; bf16 in the interpreter.
+        k, v = k.to(plain.dtype), v.to(plain.dtype)
         scores = tl.dot(turned, k, input_precision="ieee") * scale_log2
         scores = tl.where(sees, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
@@ -118,4 +121,6 @@ def attend_entries(
         acc = acc * keep[:, None]
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
+    if HAS_SCALE:
+        acc = acc * tl.load(value_scale + kv_head * value_scale_head)
     return top, total, acc

@@ -26,6 +26,9 @@ logger = init_logger(__name__)
 SUPPORTED = (Version("0.32"), Version("0.34"))
 """vLLM versions from the first up to, not including, the second."""
 
+FP8_DTYPES = ("fp8", "fp8_e4m3")
+"""Quantized KV caches, with a scale a layer, that FlashAttention and our kernel read."""
+
 DEFAULT_BLOCK_SIZES = {"cpu": 32, "cuda": 16}
 
 _SCHEDULERS = {
@@ -126,7 +129,9 @@ def refuse_unsupported(config: VllmConfig, options: ServerOptions) -> None:
             "VLLM_USE_BREAKABLE_CUDAGRAPH"
         )
         == "1",
-        f"--kv-cache-dtype {cache.cache_dtype}": is_quantized_kv_cache(cache.cache_dtype),
+        f"--kv-cache-dtype {cache.cache_dtype}": (
+            is_quantized_kv_cache(cache.cache_dtype) and cache.cache_dtype not in FP8_DTYPES
+        ),
     }
     if current_platform.is_cpu():
         reasons["--kv-cache-dtype on a CPU"] = cache.cache_dtype != "auto"

@@ -1,10 +1,11 @@
 """vLLM's CUDA worker with sequence groups."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.gpu_worker import Worker
 
+from .graphs import keep_branches_out_of_full_graphs
 from .worker import GroupWorkerMixin
 
 
@@ -14,3 +15,8 @@ class GroupCUDAWorker(GroupWorkerMixin, Worker):
     backends: ClassVar = {
         AttentionBackendEnum.FLASH_ATTN: "vllm_parallel_think.attention.cuda.GroupFlashBackend"
     }
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        super().initialize_from_config(kv_cache_config)
+        assert self._tables is not None
+        keep_branches_out_of_full_graphs(self.model_runner, self._tables)

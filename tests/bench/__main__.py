@@ -142,6 +142,22 @@ def observing(model: str, extra: list[str]) -> None:
     console.print(table)
 
 
+def serving(model: str, extra: list[str]) -> None:
+    table = Table(title="A step of W branches through `vllm serve`, beside W plain requests")
+    for name in ("prefix", "branches", "branches ms", "plain ms", "speed-up (min-max)"):
+        table.add_column(name, justify="right")
+    with console.status("serving: a real server, paired runs"):
+        for row in rows("serving", model, extra):
+            table.add_row(
+                str(row["prefix"]),
+                str(row["branches"]),
+                f"{row['branch_ms']:.0f}",
+                f"{row['plain_ms']:.0f}",
+                f"{row['speedup']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+            )
+    console.print(table)
+
+
 def main() -> None:
     benches = {
         "paths": paths,
@@ -149,6 +165,7 @@ def main() -> None:
         "unbranched": unbranched,
         "parathinker": parathinker,
         "observing": observing,
+        "serving": serving,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
@@ -157,7 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     extra = ["--rounds", args.rounds] if args.rounds else []
     for name, bench in benches.items():
-        if args.only == name or (args.only is None and name != "parathinker"):
+        if args.only == name or (args.only is None and name not in ("parathinker", "serving")):
             bench(args.model, extra)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
+import re
 import statistics
 import tempfile
 import time
@@ -24,26 +23,30 @@ from .joins import JoinProbe
 PATH_TOKENS = 128
 SUMMARY_TOKENS = 8
 WIDTHS = (1, 2, 4, 8, 16)
-BUDGET = 384
+BUDGET = 256
+"""Tokens that a question may cost by any method: a share for each voter, or paths and a summary."""
 NUM_VOTERS = 4
+SUMMARY_SHARE = SUMMARY_TOKENS // NUM_VOTERS
+TEMPERATURE = 0.5
+ANSWER = r"Answer:\s*(-?\d+)"
 
 
-def endless_profile() -> str:
-    """Write ParaThinker's profile with paths that only budgets end."""
-    path = Path(tempfile.mkdtemp(prefix="parallel-think-bench-")) / "endless.toml"
+def write_profile(name: str, path_start: str, path_end: str, join_start: str) -> str:
+    """Write a profile of paths right behind the prompt; arguments are TOML values."""
+    path = Path(tempfile.mkdtemp(prefix="parallel-think-bench-")) / f"{name}.toml"
     path.write_text(
         f"""
-name = "bench-paths"
-summary = "paths behind the prompt that only budgets end"
+name = "{name}"
+summary = "paths behind the prompt"
 max_depth = 1
 [fork]
 at_start = true
 num_paths = 2
 [path]
-start = "\\n{{name}}."
-end = {NEVER}
+start = {path_start}
+end = {path_end}
 [join]
-start = "\\nSo"
+start = {join_start}
 """,
         "utf-8",
     )
@@ -128,55 +131,45 @@ def measure_summary(llm: Any, rounds: int) -> None:
         print(json.dumps(row), flush=True)
 
 
-def question(number: int) -> tuple[str, int]:
-    """Return a word problem and its answer."""
-    rng = random.Random(number)
-    name = rng.choice(["Ann", "Ben", "Cleo", "Dan"])
-    things = rng.choice(["apples", "books", "coins", "pens"])
-    first, second, third = (rng.randint(2, 12) for _ in range(3))
-    text = (
-        f"{name} has {first} {things} and buys {second} more. Then {name} gives {third} away. "
-        f"How many {things} does {name} have? Think step by step, then write the number."
-    )
-    return text, first + second - third
-
-
-def interval(right: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95 % confidence interval of a share."""
-    z, share = 1.96, right / total
-    middle = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (middle - spread) / scale, (middle + spread) / scale
-
-
 def measure_votes(llm: Any, num_questions: int) -> None:
     """Print how many answers are right by each method, and what they cost."""
     from vllm import SamplingParams
 
+    from spec_decode.evaluate import interval
+    from spec_decode.problems import make_problems
     from vllm_parallel_think.core.vote import extract
 
+    line = llm.get_tokenizer().encode("\n")[-1]
+    problems = make_problems(num_questions, seed=5)
     share = BUDGET // NUM_VOTERS
-    paths = {"pt_num_paths": NUM_VOTERS, "pt_path_tokens": share}
-    text = {"parallel_think": "parathinker-text"}
+    paths = {"parallel_think": "bench-attempts", "pt_num_paths": NUM_VOTERS}
+    with_summary = {"pt_path_tokens": share - SUMMARY_SHARE, "pt_summary_tokens": SUMMARY_TOKENS}
+    ends = {"stop_token_ids": [line]}
     methods = {
-        "one chain": ({"parallel_think": "off"}, BUDGET),
-        "majority of 4": ({**text, **paths, "pt_vote": True}, BUDGET),
-        "4 paths, summary": (
-            {**text, **paths, "pt_path_tokens": share - 12, "pt_summary_tokens": 48},
-            2 * BUDGET,
+        "one chain": ({"parallel_think": "off"}, BUDGET, ends),
+        f"majority of {NUM_VOTERS}": (
+            {**paths, "pt_path_tokens": share, "pt_vote": True},
+            BUDGET,
+            ends,
         ),
     }
-    asked = [question(number) for number in range(num_questions)]
-    prompts = [[{"role": "user", "content": text}] for text, _ in asked]
-    for name, (extra, max_tokens) in methods.items():
-        params = SamplingParams(temperature=0.5, seed=1, max_tokens=max_tokens, extra_args=extra)
+    for join in ("kv", "reprefill"):
+        # Their text has words that the model did not write; the budgets bound what it writes.
+        extra = {**paths, **with_summary, "pt_join": join}
+        methods[f"{NUM_VOTERS} paths, summary by {join}"] = (extra, 2 * BUDGET, {})
+    for name, (extra, max_tokens, stops) in methods.items():
+        # A path with a summary begins with what ends the prompts of the other two.
+        prompts = [p.question if stops else p.question.removesuffix("\nA:") for p in problems]
+        params = SamplingParams(
+            temperature=TEMPERATURE, seed=1, max_tokens=max_tokens, extra_args=extra, **stops
+        )
         start = time.perf_counter()
-        outputs = llm.chat(prompts, params, use_tqdm=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - start
         right = tokens = 0
-        for output, (_, answer) in zip(outputs, asked, strict=True):
-            right += extract(output.outputs[0].text) == str(answer)
+        for output, problem in zip(outputs, problems, strict=True):
+            text = output.outputs[0].text
+            right += extract(text, re.compile(ANSWER)) == problem.answer
             summary = (output.kv_transfer_params or {}).get("parallel_think")
             tokens += summary["generated_tokens"] if summary else len(output.outputs[0].token_ids)
         low, high = interval(right, num_questions)
@@ -189,10 +182,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=128)
     parser.add_argument("--table", choices=["time", "summary", "votes"])
     args = parser.parse_args()
-    options = {"profile": endless_profile(), "max_paths": 16}
+    options = {
+        "profile": write_profile("bench-paths", r'"\n{name}."', NEVER, r'"\nSo"'),
+        "profiles": [write_profile("bench-attempts", r'"\nA:"', r'"\n"', r'"\nAnswer:"')],
+        "max_paths": 16,
+        "vote_pattern": ANSWER,
+    }
     llm = make_llm(args.model, options, max_model_len=8192)
     if args.table in (None, "time"):
         measure_time(llm, args.rounds)

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.ernie45 import Ernie4_5ForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
@@ -138,8 +137,15 @@ class FakeFlashAttention:
         max_seqlen_k: int,
         softmax_scale: float,
         causal: bool,
+        q_descale: torch.Tensor | None = None,
+        k_descale: torch.Tensor | None = None,
+        v_descale: torch.Tensor | None = None,
         **_: Any,
     ) -> None:
+        if k.dtype == torch.float8_e4m3fn:
+            assert q_descale is not None and k_descale is not None and v_descale is not None
+            q = q.float() * q_descale[0, 0]
+            k, v = k.float() * k_descale[0, 0], v.float() * v_descale[0, 0]
         assert causal and softmax_scale == SCALE
         self.seqused_k = seqused_k.tolist()
         assert max(self.seqused_k) <= max_seqlen_k
@@ -256,6 +262,32 @@ def test_forward_equals_dense_attention(
     assert kernel.seqused_k == CUT
 
 
+def test_fp8_caches(
+    config: Any,
+    headers: BlockTables,
+    kernel: FakeFlashAttention,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of the plan are as exact as the stock kernel's: both read the same fp8 numbers."""
+    torch.manual_seed(0)
+    for name in ("flash_attn_supports_kv_cache_dtype", "flash_attn_supports_quant_query_input"):
+        monkeypatch.setattr(flash_attn, name, lambda *_, **__: True)
+    scales = {"_q_scale": 0.5, "_k_scale": 1.7, "_v_scale": 0.3}
+    stored = make_cache("NHD").to(torch.float8_e4m3fn)
+    quantized = make_query().to(torch.float8_e4m3fn)
+    layer = SimpleNamespace(**{name: torch.tensor(scale) for name, scale in scales.items()})
+    output = torch.full((NUM_PADDED, NUM_HEADS, HEAD_SIZE), 7.0)
+    impl = make_impl(kv_cache_dtype="fp8")
+    metadata = make_builder(config).build(0, common_metadata())
+    none = quantized[:, :NUM_KV_HEADS]
+    impl.forward(layer, quantized, none, none, stored.view(torch.uint8), metadata, output)
+    exact = stored.float()
+    exact[..., :HEAD_SIZE] *= 1.7
+    exact[..., HEAD_SIZE:] *= 0.3
+    expected = oracle(quantized.float() * 0.5, exact, FILL)
+    torch.testing.assert_close(output[:NUM_TOKENS], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(IN_INTERPRETER, reason="this is the process it starts")
 def test_forward_with_the_triton_kernel() -> None:
@@ -263,14 +295,14 @@ def test_forward_with_the_triton_kernel() -> None:
     root = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        + ["-k", "test_forward_equals"],
+        + ["-k", "test_forward_equals or test_fp8"],
         cwd=root,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert re.search(r"2 passed", result.stdout), result.stdout[-500:]
+    assert re.search(r"3 passed", result.stdout), result.stdout[-500:]
 
 
 def test_batches_without_branches_are_stock(
@@ -327,16 +359,22 @@ def test_planning_never_waits_for_the_device(config: Any) -> None:
         common.seq_lens.max().item()
 
 
-def test_full_graphs_leave_attention_out(config: Any) -> None:
+def test_full_graphs_are_declared_as_the_stock_backend_declares_them(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = flash_attn.FlashAttentionMetadataBuilder
     builder_cls = cuda.GroupFlashBackend.get_builder_cls()
     support = builder_cls.get_cudagraph_support(config, make_spec())
-    assert support is AttentionCGSupport.NEVER
-    compilation = CompilationConfig(
-        mode=CompilationMode.VLLM_COMPILE, cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE
-    )
-    compilation.set_splitting_ops_for_v1(all2all_backend="allgather_reducescatter")
-    mode = compilation.resolve_cudagraph_mode_and_sizes(support, "GroupFlashBackend")
-    assert mode is CUDAGraphMode.PIECEWISE
+    assert support is stock.get_cudagraph_support(config, make_spec())
+    assert support.value >= AttentionCGSupport.UNIFORM_BATCH.value
+    monkeypatch.setattr(config.parallel_config, "data_parallel_size", 2)
+    assert builder_cls.get_cudagraph_support(config, make_spec()) is AttentionCGSupport.NEVER
+
+
+def test_a_graph_is_captured_without_a_plan(config: Any, headers: BlockTables) -> None:
+    assert headers.has_branches
+    metadata = make_builder(config).build_for_cudagraph_capture(common_metadata())
+    assert type(metadata) is flash_attn.FlashAttentionMetadata
 
 
 def test_wiring() -> None:
@@ -387,7 +425,6 @@ def is_override(name: str, value: Any) -> bool:
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, r"quantized KV cache \(fp8\).*--kv-cache-dtype"),
         ({"logits_soft_cap": 30.0}, "soft-capping"),
         ({"sliding_window": 128}, "sliding window"),
         ({"alibi_slopes": [1.0] * NUM_HEADS}, "ALiBi"),

@@ -11,15 +11,17 @@ import torch
 from vllm import SamplingParams
 
 from spec_decode.head import JudgeHead, save_head
-from spec_decode.rules import FLy, Judge
+from spec_decode.rows import DraftRows
+from spec_decode.rules import FLy, Judge, TopNDelta
 from vllm_parallel_think.branches import branch_params
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.graph import Kind, State
 from vllm_parallel_think.core.options import ServerOptions, parse_request
 from vllm_parallel_think.judge import expand
-from vllm_parallel_think.judge.protection import protected_tokens
+from vllm_parallel_think.judge.protection import StopStrings, protected_tokens
 from vllm_parallel_think.judge.requests import WishTable
 from vllm_parallel_think.judge.settings import load
+from vllm_parallel_think.judge.verifier import Verifier
 
 
 def config(**spec: Any) -> Any:
@@ -146,8 +148,55 @@ def test_branches_keep_what_the_client_said() -> None:
     assert params.extra_args == extra
 
 
+PIECES = [" a", "b.", "\n\n", "cd", "Q", "xQ:"]
+
+
+def stop_strings(num_rows: int = 2) -> StopStrings:
+    return StopStrings(PIECES, 8, torch.device("cpu"), num_rows)
+
+
+def test_tokens_at_the_edges_of_stop_strings_are_protected() -> None:
+    stops = stop_strings()
+    assert stops.acquire([]) == stops.acquire([""]) == 0
+    row = stops.acquire(["Q:", "\n"])
+    assert row and stops.masks[row].nonzero().flatten().tolist() == [2, 4, 5]
+    assert stops.acquire(["\n", "Q:"]) == row, "equal sets share a row"
+    other = stops.acquire(["unknown"])  # ends with n
+    assert other and not stops.masks[other].any()
+    assert stops.acquire(["third"]) is None, "all rows are in use"
+    stops.release(row)
+    assert stops.acquire(["third"]) is None, "its other request still uses it"
+    stops.release(row)
+    again = stops.acquire(["third c"])
+    assert again == row and stops.masks[row].nonzero().flatten().tolist() == [3]
+    assert not stops.masks[0].any()
+
+
+def test_no_stop_string_is_completed_lossily() -> None:
+    """The rule accepts all; a request's stop strings, and nobody else's, forbid some."""
+    table = WishTable({}, "off", stop_strings())
+    new = [
+        SimpleNamespace(req_id="free", sampling_params=SamplingParams()),
+        SimpleNamespace(req_id="stops", sampling_params=SamplingParams(stop=["Q:"])),
+    ]
+    output: Any = SimpleNamespace(finished_req_ids=set(), scheduled_new_reqs=new)
+    table.update(output)
+    verifier = Verifier(TopNDelta(8, 1.0), torch.zeros(1, 8, dtype=torch.bool), table)
+    rows = DraftRows(
+        logits=torch.zeros(6, 8),
+        draft_ids=torch.tensor([3, 4, 5, 3, 4, 5]),
+        request=torch.tensor([0, 0, 0, 1, 1, 1]),
+        position=torch.tensor([0, 1, 2, 0, 1, 2]),
+    )
+    verdict = verifier.judge(rows, ["free", "stops"])
+    assert verdict.lossy.tolist() == [True, True, True, True, False, False]
+    output = SimpleNamespace(finished_req_ids={"stops"}, scheduled_new_reqs=[])
+    table.update(output)
+    assert table.stops.acquire(["a", "b"]) and table.stops.acquire(["c"]), "the row is free again"
+
+
 def test_wishes() -> None:
-    table = WishTable({"npr": 1, "skeleton": 2}, "skeleton")
+    table = WishTable({"npr": 1, "skeleton": 2}, "skeleton", stop_strings())
 
     def scheduled(req_id: str, **values: Any) -> Any:
         params = SamplingParams(**values)

@@ -96,6 +96,58 @@ def test_dtypes(provider: str, dtype: torch.dtype, transposed: bool) -> None:
     check(memory.case(mixed_rows(memory), dtype=dtype, transposed=transposed), provider)
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("per_head", [True, False])
+def test_fp8_caches(
+    provider: str, cache_dtype: torch.dtype, dtype: torch.dtype, per_head: bool
+) -> None:
+    """The same as dequantized caches: fp8 to bf16 loses nothing, and scales come in fp32."""
+    memory = Memory(60, 16)
+    case = memory.case(mixed_rows(memory), dtype=dtype)
+    scales = torch.tensor([[0.37, 2.5], [1.9, 0.8]] if per_head else [[0.37], [1.9]])
+    stored = [cache.to(cache_dtype) for cache in (case.key_cache, case.value_cache)]
+    exact = [
+        cache.double() * scale.double()[:, None]
+        for cache, scale in zip(stored, scales, strict=True)
+    ]
+    expected, expected_lse = oracle(replace(case, key_cache=exact[0], value_cache=exact[1]))
+    device = device_of(provider)
+    plan = SegmentPlan.build(case.rows, case.block_size, device)
+    query = case.query.to(device)
+    caches = [cache.to(device) for cache in stored]
+    key_scale, value_scale = (s if per_head else s[0] for s in scales.to(device))
+    given = {"scale": case.scale, "key_scale": key_scale, "value_scale": value_scale}
+    if provider == "cpu":
+        with pytest.raises(ValueError, match="cpu provider takes caches of the query's type"):
+            segmented_attention(query, *caches, plan, provider=provider, **given)
+        return
+    out, lse = segmented_attention(query, *caches, plan, provider=provider, **given)
+    assert lse is not None and not out.isnan().any()
+    own = [cache.to(dtype) for cache in exact]
+    same = same_precision(replace(case, key_cache=own[0], value_cache=own[1]))
+    budget = 2 * (same.double() - expected).abs().max() + 2e-6
+    assert (out.cpu().double() - expected).abs().max() <= budget
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-6, atol=tolerance)
+
+
+def test_scales_that_do_not_fit_are_refused(provider: str) -> None:
+    memory = Memory(60, 16)
+    case = memory.case(mixed_rows(memory))
+    plan = SegmentPlan.build(case.rows, case.block_size)
+    for wrong, says in (
+        (torch.ones(3), r"key_scale must be \[\] or \[2\], got \[3\]"),
+        (torch.ones(1, 2), "key_scale must be"),
+        (torch.ones(2).double(), "key_scale must be float32"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            segmented_attention(
+                case.query, case.key_cache, case.value_cache, plan,
+                scale=case.scale, key_scale=wrong, provider=provider,
+            )  # fmt: skip
+
+
 def test_hundred_segments(provider: str) -> None:
     memory = Memory(200, 16)
     lengths = [(7 * i) % 20 for i in range(100)] + [4]

@@ -42,12 +42,12 @@ CONSTANTS = {
     "NUM_KV_HEADS": 4, "GROUP": 7, "HEAD_DIM": 128, "DIM": 128, "BLOCK_SIZE": 16, "SLOTS": 16,
     "ENTRIES": 4, "BLOCK_M": 64, "BLOCK_Q": 9, "LINES": 7, "HALF": 64, "NEOX": True,
     "AT_ONCE": triton_spans.MERGED_AT_ONCE, "HAS_MASK": True, "HAS_SHIFT": False,
-    "HAS_VISIBLE": False, "WIDEN": False,
+    "HAS_VISIBLE": False, "WIDEN": False, "HAS_SCALE": False,
 }  # fmt: skip
 SHIFTED = {"HAS_SHIFT": True, "ENTRIES": 1, "HAS_VISIBLE": True}
 POINTERS = {
     "*bf16": "query key value out",
-    "*fp32": "sums tops totals lse cos sin",
+    "*fp32": "sums tops totals lse cos sin key_scale value_scale",
     "*u8": "row_mask",
     "*i32": "place_row place_tile num_entries_of query_start query_len blocks first count bound "
     "shift_index visible_index visible_offset visible_limit",
@@ -62,6 +62,7 @@ POINTERS = {
         (triton_spans._span_kernel, {}),
         (triton_spans._merge_kernel, {}),
         (triton_kernel._kernel, SHIFTED),
+        (triton_spans._span_kernel, {"HAS_SCALE": True}),
     ],
 )
 def test_kernels_compile_for_hopper(kernel: Any, change: dict[str, object]) -> None:
@@ -69,6 +70,8 @@ def test_kernels_compile_for_hopper(kernel: Any, change: dict[str, object]) -> N
     names = kernel.arg_names
     constants = {name: value for name, value in (CONSTANTS | change).items() if name in names}
     types = {name: kind for kind, line in POINTERS.items() for name in line.split()}
+    if change.get("HAS_SCALE"):
+        types |= {"key": "*fp8e4nv", "value": "*fp8e4nv"}
     types |= {"scale_log2": "fp32", "key_block": "i64", "value_block": "i64"}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     places = {(names.index(name),): value for name, value in constants.items()}

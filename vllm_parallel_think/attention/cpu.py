@@ -17,16 +17,23 @@ from vllm.v1.attention.backends.cpu_attn import (
 from attention_kernels import SegmentPlan, segmented_attention
 
 from .. import tables
-from .plan import rows_with_holes
+from .plan import plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
 
 @dataclass
 class GroupCPUMetadata(CPUAttentionMetadata):
-    """vLLM's metadata, with a plan for the rows whose block table has holes."""
+    """vLLM's metadata, with a plan for the rows whose block table has holes.
+
+    Attributes:
+        plan: The rows that our kernel computes.
+        is_whole: Whether these are all rows of the batch: the stock kernel is not called at all.
+
+    """
 
     plan: SegmentPlan | None = None
+    is_whole: bool = False
 
 
 class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
@@ -48,17 +55,20 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
         headers = tables.find(self.vllm_config.instance_id)
-        plan = None
-        if headers is not None and headers.has_branches:
-            plan, seq_lens = rows_with_holes(common_attn_metadata, headers, take_sharing=True)
-            # The stock kernel computes all rows; those of the plan cost it next to nothing this
-            # way.
-            common_attn_metadata = replace(common_attn_metadata, seq_lens=seq_lens)
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        if headers is None or not headers.has_branches:
+            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        plan, seq_lens = plan_rows(common_attn_metadata, headers)
+        assert plan.row_mask is not None
+        if not plan.row_mask.any():
+            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        # The stock kernel computes all rows; those of the plan cost it next to nothing this way.
+        metadata = super().build(
+            common_prefix_len, replace(common_attn_metadata, seq_lens=seq_lens), fast_build
+        )
         values = {
             name: getattr(metadata, name) for name in CPUAttentionMetadata.__dataclass_fields__
         }
-        return GroupCPUMetadata(**values, plan=plan) if plan is not None else metadata
+        return GroupCPUMetadata(**values, plan=plan, is_whole=bool(plan.row_mask.all()))
 
 
 class GroupCPUImpl(CPUAttentionBackendImpl):
@@ -92,17 +102,18 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        result = super().forward(
-            layer,
-            query,
-            key,
-            value,
-            kv_cache,
-            attn_metadata,
-            output,
-            output_scale,
-            output_block_scale,
-        )
+        if not getattr(attn_metadata, "is_whole", False):
+            super().forward(
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
         plan = getattr(attn_metadata, "plan", None)
         if plan is not None:
             assert attn_metadata is not None
@@ -118,7 +129,7 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
                 provider="cpu",
                 return_lse=False,
             )
-        return result
+        return output
 
 
 class GroupCPUBackend(CPUAttentionBackend):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, CommonAttentionMetadata
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
@@ -19,7 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, is_quantized_kv_cache
 from attention_kernels import SegmentPlan, segmented_attention
 
 from .. import tables
-from .plan import rows_with_holes
+from .plan import plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
@@ -50,13 +51,19 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
     def get_cudagraph_support(
         cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
     ) -> AttentionCGSupport:
-        """Keep attention out of captured graphs; the layers between are still captured piecewise.
+        """Support what the stock backend does: branches never meet a full graph, see graphs.py.
 
-        Whether the second kernel runs is decided on the host, step by step. A full graph would
-        replay what was captured without branches, and neither runner asks the backend which batches
-        may take a full graph.
+        Except where ranks must agree on a graph, whatever the branches of one of them.
         """
-        return AttentionCGSupport.NEVER
+        if vllm_config.parallel_config.data_parallel_size > 1:
+            return AttentionCGSupport.NEVER
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
+
+    def build_for_cudagraph_capture(
+        self, common_attn_metadata: CommonAttentionMetadata
+    ) -> FlashAttentionMetadata:
+        # A flag left over from the last step must not put a plan into the graph.
+        return super().build(common_prefix_len=0, common_attn_metadata=common_attn_metadata)
 
     def build(
         self,
@@ -67,7 +74,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, seq_lens = rows_with_holes(common_attn_metadata, headers)
+        plan, seq_lens = plan_rows(common_attn_metadata, headers)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.
@@ -106,9 +113,6 @@ class GroupFlashImpl(FlashAttentionImpl):
         self._thoughts = thoughts_of_layer()
         _refuse(
             {
-                # The second kernel reads keys and values in the query's own type.
-                f"a quantized KV cache ({self.kv_cache_dtype}): give --kv-cache-dtype the model's "
-                "own type": is_quantized_kv_cache(self.kv_cache_dtype),
                 f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
             }
         )
@@ -150,18 +154,37 @@ class GroupFlashImpl(FlashAttentionImpl):
         plan = getattr(attn_metadata, "plan", None)
         if plan is not None:
             num_tokens = attn_metadata.num_actual_tokens
-            keys, values = logical_cache(kv_cache, self.head_size)
-            segmented_attention(
-                query[:num_tokens],
-                keys,
-                values,
-                plan,
-                scale=self.scale,
-                out=output[:num_tokens],
-                provider=PROVIDER,
-                return_lse=False,
-            )
+            self._attend_segments(layer, query[:num_tokens], kv_cache, plan, output[:num_tokens])
         return result
+
+    def _attend_segments(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        plan: SegmentPlan,
+        output: torch.Tensor,
+    ) -> None:
+        key_scale = value_scale = None
+        if is_quantized_kv_cache(self.kv_cache_dtype):
+            # A view of the same bytes; the layer may have scaled the query down to fp8 as well.
+            kv_cache = kv_cache.view(current_platform.fp8_dtype())
+            if query.dtype != output.dtype:
+                query = (query.float() * layer._q_scale).to(output.dtype)
+            key_scale, value_scale = layer._k_scale, layer._v_scale
+        keys, values = logical_cache(kv_cache, self.head_size)
+        segmented_attention(
+            query,
+            keys,
+            values,
+            plan,
+            scale=self.scale,
+            key_scale=key_scale,
+            value_scale=value_scale,
+            out=output,
+            provider=PROVIDER,
+            return_lse=False,
+        )
 
 
 class GroupFlashBackend(FlashAttentionBackend):

@@ -1,4 +1,4 @@
-"""Which rows of a batch need their holes masked."""
+"""Which rows of a batch are computed by our kernel."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from attention_kernels import SegmentPlan, rows_that_share
 from ..tables import BlockTables
 
 
-def rows_with_holes(
-    metadata: CommonAttentionMetadata, headers: BlockTables, take_sharing: bool = False
+def plan_rows(
+    metadata: CommonAttentionMetadata, headers: BlockTables
 ) -> tuple[SegmentPlan, torch.Tensor]:
-    """Plan the rows whose block table has a partly filled block in front of their own last one.
+    """Plan the rows that have holes, and those that begin like other rows.
 
-    Tensor operations only: nothing waits for the device. Rows of the plan whose block tables begin
-    alike read those blocks together, where that pays.
+    A hole is a partly filled block in front of a row's own last one. Tensor operations only:
+    nothing waits for the device. Rows of the plan whose block tables begin alike read those blocks
+    together, where that pays.
 
     Args:
         metadata: vLLM's, of the whole batch.
         headers: Fill and position of all blocks.
-        take_sharing: Also plan the rows without holes that begin like other rows.
 
     Returns:
         The plan, and [R] int32 sequence lengths for the stock kernel: rows of the plan are cut to
@@ -50,7 +50,7 @@ def rows_with_holes(
         block_size=block_size,
         max_query_len=metadata.max_query_len,
     )
-    planned = holes | rows_that_share(plan) if take_sharing else holes
+    planned = holes | rows_that_share(plan)
     plan = replace(plan, row_mask=planned)
     query_lens = (starts[1:] - starts[:-1]).to(seq_lens.dtype)
     cut = metadata.seq_lens.clone()

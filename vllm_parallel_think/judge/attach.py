@@ -18,7 +18,7 @@ from ..settings import Settings
 from . import expand, runner_v1
 from . import settings as judge_settings
 from .proposer import SiblingProposer
-from .protection import protected_tokens
+from .protection import StopStrings, protected_tokens, token_texts
 from .requests import WishTable
 from .verifier import Verifier
 
@@ -50,10 +50,12 @@ def to_worker(worker: WorkerBase, settings: Settings) -> Verifier | None:
     if isinstance(rule, Judge):
         rule = replace(rule, head=rule.head.to(device))
     profiles = settings.profiles
+    model = config.model_config
+    stops = StopStrings(token_texts(model), model.get_vocab_size(), device)
     verifier = Verifier(
         rule,
-        protected_tokens(config.model_config, profiles.values()).to(device),
-        WishTable({name: i for i, name in enumerate(profiles, 1)}, settings.default),
+        protected_tokens(model, profiles.values()).to(device),
+        WishTable({name: i for i, name in enumerate(profiles, 1)}, settings.default, stops),
     )
     module.install(worker.model_runner, verifier)
     return verifier

@@ -10,6 +10,8 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
 
+from .protection import StopStrings
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -20,6 +22,7 @@ class Wish:
         threshold: Least probability for the judge, 0 to leave that to the server.
         stop_ids: Tokens that end this request.
         grammar: Number of the profile whose tags it may write; 0 for none.
+        stop_row: Row of its stop strings; 0 for none.
 
     """
 
@@ -27,6 +30,7 @@ class Wish:
     threshold: float
     stop_ids: tuple[int, ...]
     grammar: int
+    stop_row: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,7 @@ class BatchWishes:
         threshold: [B] float32.
         stop_ids: [B, S] int64, padded with -1.
         grammar: [B] int64.
+        stop_row: [B] int64.
 
     """
 
@@ -45,13 +50,22 @@ class BatchWishes:
     threshold: torch.Tensor
     stop_ids: torch.Tensor
     grammar: torch.Tensor
+    stop_row: torch.Tensor
 
 
 class WishTable:
     """Wishes of the requests in the worker, by request id."""
 
-    def __init__(self, grammars: Mapping[str, int], default: str) -> None:
-        """Keep numbers of profiles, and the profile of requests that name none (or ``off``)."""
+    def __init__(self, grammars: Mapping[str, int], default: str, stops: StopStrings) -> None:
+        """Start without requests.
+
+        Args:
+            grammars: Numbers of profiles.
+            default: The profile of requests that name none, or ``off``.
+            stops: Where stop strings have their rows.
+
+        """
+        self.stops = stops
         self._grammars = dict(grammars)
         self._default = default
         self._wishes: dict[str, Wish] = {}
@@ -59,10 +73,16 @@ class WishTable:
     def update(self, output: SchedulerOutput) -> None:
         """Take note of requests that came and went."""
         for req_id in output.finished_req_ids:
-            self._wishes.pop(req_id, None)
+            self._forget(req_id)
         for new in output.scheduled_new_reqs:
             if new.sampling_params is not None:
+                self._forget(new.req_id)
                 self._wishes[new.req_id] = self._read(new.sampling_params)
+
+    def _forget(self, req_id: str) -> None:
+        wish = self._wishes.pop(req_id, None)
+        if wish is not None:
+            self.stops.release(wish.stop_row)
 
     def batch(self, req_ids: Sequence[str], device: torch.device) -> BatchWishes:
         """Return the wishes of a batch; two small copies to the device, nothing waits for it."""
@@ -71,16 +91,25 @@ class WishTable:
         width = max((len(wish.stop_ids) for wish in wishes), default=0)
         numbers = torch.tensor(
             [
-                [wish.enabled, wish.grammar, *wish.stop_ids, *[-1] * (width - len(wish.stop_ids))]
+                [
+                    *(wish.enabled, wish.grammar, wish.stop_row),
+                    *(*wish.stop_ids, *[-1] * (width - len(wish.stop_ids))),
+                ]
                 for wish in wishes
             ],
             dtype=torch.int64,
-        ).reshape(len(wishes), 2 + width)
+        ).reshape(len(wishes), 3 + width)
         thresholds = torch.tensor([wish.threshold for wish in wishes], dtype=torch.float32)
         if device.type == "cuda":
             numbers = numbers.pin_memory().to(device, non_blocking=True)
             thresholds = thresholds.pin_memory().to(device, non_blocking=True)
-        return BatchWishes(numbers[:, 0] > 0, thresholds, numbers[:, 2:], numbers[:, 1])
+        return BatchWishes(
+            enabled=numbers[:, 0] > 0,
+            threshold=thresholds,
+            stop_ids=numbers[:, 3:],
+            grammar=numbers[:, 1],
+            stop_row=numbers[:, 2],
+        )
 
     def _read(self, params: SamplingParams) -> Wish:
         """Read a request's keys; the front end has checked them, other ways in are not trusted."""
@@ -89,9 +118,14 @@ class WishTable:
         if not isinstance(threshold, (int, float)):
             threshold = 1.0
         profile = extra.get("parallel_think", self._default)
+        enabled = bool(extra.get("pt_judge", True)) and params.structured_outputs is None
+        stops = [params.stop] if isinstance(params.stop, str) else params.stop or ()
+        stop_row = self.stops.acquire(stops) if enabled else 0
         return Wish(
-            enabled=bool(extra.get("pt_judge", True)) and params.structured_outputs is None,
+            # With more sets of stop strings in flight than rows, the last to come is not judged.
+            enabled=enabled and stop_row is not None,
             threshold=float(threshold),
             stop_ids=tuple(sorted({*(params.stop_token_ids or ()), *params.all_stop_token_ids})),
             grammar=self._grammars.get(profile, 0) if isinstance(profile, str) else 0,
+            stop_row=stop_row or 0,
         )

@@ -90,6 +90,7 @@ class Verifier:
         allowed = wishes.enabled[request] & ~is_protected(
             rows.draft_ids, self._protected, wishes.grammar[request]
         )
+        allowed &= ~is_protected(rows.draft_ids, self.wishes.stops.masks, wishes.stop_row[request])
         allowed &= (wishes.stop_ids[request] != ids[:, None]).all(dim=1)
         if isinstance(self.rule, Judge):
             rows = replace(rows, threshold=wishes.threshold[request])

@@ -25,6 +25,8 @@ class Missing(Exception):
 
 def ours(provider: str, share: bool) -> Callable[[Layer], Run]:
     def prepare(layer: Layer) -> Run:
+        if provider == "xformers":
+            _module("xformers.ops.fmha")
         point, out = layer.point, torch.empty_like(layer.query)
         if provider == "torch" and point.width * (point.prefix + point.suffix) > (
             MOST_TOKENS_OF_REFERENCE
@@ -184,6 +186,7 @@ CONTENDERS: dict[str, dict[str, Callable[[Layer], Run]]] = {
         "triton": ours("triton", share=True),
         "triton apart": ours("triton", share=False),
         "torch": ours("torch", share=True),
+        "xformers": ours("xformers", share=True),
         "flashinfer": flashinfer_cascade,
         "flex": flex_attention,
     },
