@@ -20,7 +20,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -42,6 +42,9 @@ test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 
 test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics, dashboard and load on a real server and Prometheus
 	$(PY) -m pytest -m deploy
+
+dashboard: env $(NEEDS_MODEL) deploy-tools ## the dashboard's picture, from a load on a real server
+	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png
 
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'

@@ -14,7 +14,7 @@ from typing import Any
 
 from .engine import bench_profile, forever, make_llm, prompt_of
 
-NUM_GROUPS, NUM_PATHS, PATH_TOKENS = 8, 4, 48
+NUM_GROUPS, NUM_PATHS, PATH_TOKENS = 8, 4, 32
 EVENTS = ("started", "changed", "ended", "stepped")
 
 
