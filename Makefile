@@ -6,6 +6,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 PROFILE ?= skeleton
 JUDGE ?= build/judge
+PROBLEMS ?= 1500
+EPOCHS ?= 3
+DRAFTS ?= 4
 PY = $(VENV)/bin/python
 
 ifndef MODEL
@@ -24,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE; QUICK=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge DRAFTS, RUN_CODE=1; QUICK=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -66,8 +69,9 @@ bench-serving: env $(NEEDS_MODEL) ## a step of branches through vllm serve, besi
 	$(PY) -m tests.bench --model $(MODEL) --only serving
 
 judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into $(JUDGE)
-	$(PY) -m spec_decode collect --model $(MODEL) --out $(JUDGE)/texts.jsonl --num 1500
-	$(PY) -m spec_decode distill --model $(MODEL) --data $(JUDGE)/texts.jsonl --out $(JUDGE)/draft
+	$(PY) -m spec_decode collect --model $(MODEL) --out $(JUDGE)/texts.jsonl --num $(PROBLEMS)
+	$(PY) -m spec_decode distill --model $(MODEL) --data $(JUDGE)/texts.jsonl --out $(JUDGE)/draft \
+		--epochs $(EPOCHS)
 	$(PY) -m spec_decode label --model $(MODEL) --draft $(JUDGE)/draft \
 		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl
 	$(PY) -m spec_decode fit --model $(MODEL) --data $(JUDGE)/labels.jsonl \
@@ -75,7 +79,8 @@ judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into 
 
 bench-judge: judge ## the judge against standard verification and rules without training
 	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
-		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg
+		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg \
+		--drafts $(DRAFTS) $(if $(RUN_CODE),--run-code)
 
 bench-attention: env ## attention over a shared prefix; on a GPU all of its measurements
 	$(PY) -m tests.bench.attention $(if $(QUICK),--quick)

@@ -1,19 +1,22 @@
 """Rules against each other in vLLM: accepted length, speed, answers right, share of lossy tokens.
 
 One engine speculates with a draft under one rule after another, on word problems the judge was not
-trained on; the draft alone and the target alone stand beside them.
+trained on, and on HumanEval, whose kind neither draft nor judge has seen; the draft alone and the
+target alone stand beside them. The KL rule needs probabilities that Model Runner V1 does not keep
+of greedy drafts: its line comes from transformers, without a speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from .engine import make_llm
@@ -23,52 +26,88 @@ console = Console()
 
 @dataclass(frozen=True)
 class Result:
-    """One rule's answers."""
+    """One rule's answers; ``right`` is ``None`` where they were not marked."""
 
     name: str
-    right: int
+    right: int | None
     answers: int
     tokens: int
-    seconds: float
+    seconds: float | None
     length: float = 1.0
     lossy: int = 0
 
 
+@dataclass(frozen=True)
 class Exam:
-    """Problems, and how they are asked and marked."""
+    """Questions, and how answers are marked.
 
-    def __init__(self, model: str, num: int, seed: int, max_tokens: int) -> None:
-        from transformers import AutoTokenizer
-        from vllm import SamplingParams
+    Attributes:
+        title: What the table is called.
+        prompts: Token ids of the questions.
+        params: vLLM's sampling parameters.
+        mark: Takes all answers and returns how many are right, or ``None``.
+        ends: Tokens that end an answer.
 
-        from spec_decode.problems import make_problems
+    """
 
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        line = tokenizer.encode("\n", add_special_tokens=False)[-1]
-        self.problems = make_problems(num, seed)
-        self.prompts = [{"prompt_token_ids": tokenizer.encode(p.question)} for p in self.problems]
-        self.params = SamplingParams(temperature=0, max_tokens=max_tokens, stop_token_ids=[line])
+    title: str
+    prompts: list[list[int]]
+    params: Any
+    mark: Callable[[list[str]], int | None]
+    ends: list[int]
 
     def sit(self, name: str, llm: Any) -> Result:
-        """Answer all problems at once."""
-        from spec_decode.problems import read_answer
-
+        """Answer all questions at once."""
+        asked = [{"prompt_token_ids": prompt} for prompt in self.prompts]
         start = time.perf_counter()
-        outputs = llm.generate(self.prompts, self.params, use_tqdm=False)
+        outputs = llm.generate(asked, self.params, use_tqdm=False)
         seconds = time.perf_counter() - start
-        right = sum(
-            read_answer(output.outputs[0].text) == problem.answer
-            for output, problem in zip(outputs, self.problems, strict=True)
-        )
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         console.print(f"{name}: {tokens} tokens in {seconds:.0f} s", style="dim")
+        right = self.mark([output.outputs[0].text for output in outputs])
         return Result(name, right, len(outputs), tokens, seconds)
 
 
-def with_rules(args: argparse.Namespace, exam: Exam) -> list[Result]:
-    """Run one engine under every rule."""
-    from dataclasses import replace
+def word_problems(tokenizer: Any, num: int, seed: int) -> Exam:
+    """Arithmetic like that of training, with other numbers, names and things."""
+    from vllm import SamplingParams
 
+    from spec_decode.problems import make_problems, read_answer
+
+    line = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    problems = make_problems(num, seed)
+
+    def mark(texts: list[str]) -> int:
+        pairs = zip(texts, problems, strict=True)
+        return sum(read_answer(text) == problem.answer for text, problem in pairs)
+
+    return Exam(
+        f"{num} held-out word problems",
+        [list(tokenizer.encode(p.question)) for p in problems],
+        SamplingParams(temperature=0, max_tokens=40, stop_token_ids=[line]),
+        mark,
+        [line],
+    )
+
+
+def code_problems(tokenizer: Any, num: int, run_code: bool) -> Exam:
+    """HumanEval: out of the domain of a judge that was trained on word problems."""
+    from vllm import SamplingParams
+
+    from spec_decode.code import load_code_problems, num_passing
+
+    problems = load_code_problems()[:num]
+    return Exam(
+        f"{num} problems of HumanEval" + ("" if run_code else ", not run (see --run-code)"),
+        [list(tokenizer.encode(p.prompt)) for p in problems],
+        SamplingParams(temperature=0, max_tokens=96),
+        lambda texts: num_passing(problems, texts) if run_code else None,
+        [],
+    )
+
+
+def with_rules(args: argparse.Namespace, exams: Sequence[Exam]) -> list[list[Result]]:
+    """Run one engine under every rule; for each exam the results."""
     from spec_decode.evaluate import rules
 
     llm = make_llm(
@@ -79,63 +118,113 @@ def with_rules(args: argparse.Namespace, exam: Exam) -> list[Result]:
             "model": str(args.draft),
             "num_speculative_tokens": args.drafts,
         },
-        max_model_len=512,
+        max_model_len=1024,
     )
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    verifier, sampler = worker._verifier, worker.model_runner.rejection_sampler
-    ours, stock = type(sampler), type(sampler).__mro__[1]
-    exam.sit("warm-up", llm)
+    stage = Stage(llm, worker._verifier, worker.model_runner.rejection_sampler, args.drafts)
     results = []
-    for name, rule in rules(args.judge, args.model).items():
-        if name.startswith("KL"):
-            continue  # Model Runner V1 keeps no draft probabilities of greedy requests.
-        before = verifier.counts
-        # Our sampler under a rule that accepts nothing counts; vLLM's own is timed.
-        if rule is not None:
-            verifier.rule = rule
-            results.append(exam.sit(name, llm))
-        else:
-            verifier.rule = replace(verifier.rule, threshold=1.0)
-            counted = exam.sit(name, llm)
-            sampler.__class__ = stock
-            results.append(replace(exam.sit(name, llm), name=name))
-            sampler.__class__ = ours
-            assert results[-1].tokens == counted.tokens, "the standard rule is not vLLM's own"
-        after = verifier.counts
-        steps = (after.drafts - before.drafts) / args.drafts
-        length = 1 + (after.kept - before.kept) / max(1, steps)
-        results[-1] = replace(results[-1], length=length, lossy=after.lossy - before.lossy)
-        console.print(
-            f"  length {length:.2f}, lossy {results[-1].lossy}, right {results[-1].right}"
+    for exam in exams:
+        exam.sit("warm-up", llm)
+        results.append(
+            [
+                in_transformers(name, rule, exam, args)
+                if rule is not None and rule.needs_draft_logits
+                else stage.sit(name, rule, exam)
+                for name, rule in rules(args.judge, args.model).items()
+            ]
         )
     return results
 
 
-def alone(name: str, model: str, exam: Exam) -> Result:
-    """Run a model without speculation."""
-    llm = make_llm(model, None, max_model_len=512)
-    exam.sit("warm-up", llm)
-    result = exam.sit(name, llm)
+@dataclass(frozen=True)
+class Stage:
+    """An engine whose rule can be changed."""
+
+    llm: Any
+    verifier: Any
+    sampler: Any
+    num_drafts: int
+
+    def sit(self, name: str, rule: Any, exam: Exam) -> Result:
+        """Answer an exam under a rule; ``None`` is vLLM's own verification."""
+        ours = type(self.sampler)
+        before = self.verifier.counts
+        # Our sampler under a rule that accepts nothing counts; vLLM's own is timed.
+        if rule is not None:
+            self.verifier.rule = rule
+            result = exam.sit(name, self.llm)
+        else:
+            self.verifier.rule = replace(self.verifier.rule, threshold=1.0)
+            counted = exam.sit(name, self.llm)
+        after = self.verifier.counts
+        if rule is None:
+            self.sampler.__class__ = ours.__mro__[1]
+            try:
+                result = exam.sit(name, self.llm)
+            finally:
+                self.sampler.__class__ = ours
+            assert result.tokens == counted.tokens, "the standard rule is not vLLM's own"
+        steps = (after.drafts - before.drafts) / self.num_drafts
+        length = 1 + (after.kept - before.kept) / max(1, steps)
+        result = replace(result, length=length, lossy=after.lossy - before.lossy)
+        console.print(f"  length {length:.2f}, lossy {result.lossy}, right {result.right}")
+        return result
+
+
+def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) -> Result:
+    """Answer an exam one text at a time."""
+    from spec_decode.reading import load_model, stop_ids
+    from spec_decode.speculate import speculate
+
+    (target, tokenizer), (draft, _) = load_model(args.model), load_model(str(args.draft))
+    ends = {*exam.ends, target.generation_config.eos_token_id}
+    assert exam.ends == [] or set(stop_ids(target, tokenizer)) >= set(exam.ends)
+    traces = [
+        speculate(
+            target, draft, prompt, rule=rule, num_drafts=args.drafts,
+            max_tokens=exam.params.max_tokens, stop_ids=ends,
+        )
+        for prompt in track(exam.prompts, description=name, console=console, transient=True)
+    ]  # fmt: skip
+    texts = [tokenizer.decode(trace.tokens, skip_special_tokens=True) for trace in traces]
+    kept, steps = (sum(getattr(t, n) for t in traces) for n in ("kept", "steps"))
+    return Result(
+        name,
+        exam.mark(texts),
+        len(traces),
+        sum(len(trace.tokens) for trace in traces),
+        None,
+        1 + kept / max(1, steps),
+        sum(trace.lossy for trace in traces),
+    )
+
+
+def alone(name: str, model: str, exams: Sequence[Exam]) -> list[Result]:
+    """Run a model without speculation; for each exam the result."""
+    llm = make_llm(model, None, max_model_len=1024)
+    exams[0].sit("warm-up", llm)
+    results = [exam.sit(name, llm) for exam in exams]
     llm.llm_engine.engine_core.shutdown()
-    return result
+    return results
 
 
-def show(results: Sequence[Result], args: argparse.Namespace) -> None:
+def show(results: Sequence[Result], title: str) -> None:
     from spec_decode.evaluate import interval
 
-    title = f"{args.num} held-out word problems, {args.drafts} drafts a step, {args.model}"
     table = Table(title=title)
     for column in ("rule", "mean length", "tokens/s", "lossy", "right", "95 %"):
         table.add_column(column, justify="left" if column == "rule" else "right")
     for result in results:
-        low, high = interval(result.right, result.answers)
+        marks = ["", ""]
+        if result.right is not None:
+            low, high = interval(result.right, result.answers)
+            marks = [f"{result.right / result.answers:.1%}", f"{low:.1%}-{high:.1%}"]
         table.add_row(
             result.name,
             f"{result.length:.2f}",
-            f"{result.tokens / result.seconds:.0f}",
+            "" if result.seconds is None else f"{result.tokens / result.seconds:.0f}",
             f"{result.lossy / result.tokens:.1%}",
-            f"{result.right / result.answers:.1%}",
-            f"{low:.1%}-{high:.1%}",
+            *marks,
         )
     console.print(table)
 
@@ -145,30 +234,43 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--draft", required=True, type=Path)
     parser.add_argument("--judge", required=True, type=Path)
-    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--num", type=int, default=200, help="word problems")
     parser.add_argument("--seed", type=int, default=1, help="not the one of training")
-    parser.add_argument("--drafts", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=40)
+    parser.add_argument("--code", type=int, default=32, help="problems of HumanEval, 0-164")
+    parser.add_argument(
+        "--run-code", action="store_true", help="mark HumanEval: runs what the model wrote"
+    )
+    parser.add_argument("--drafts", type=int, default=4, help="draft tokens a step")
     parser.add_argument("--picture", type=Path, default=Path("judge.svg"))
     args = parser.parse_args()
-    exam = Exam(args.model, args.num, args.seed, args.max_tokens)
     # After .engine has set the environment, which vLLM reads when it is imported.
+    from transformers import AutoTokenizer
+
     from tests.engine.engine import _register_kernels_once
 
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    exams = [word_problems(tokenizer, args.num, args.seed)]
+    if args.code:
+        exams.append(code_problems(tokenizer, args.code, args.run_code))
     _register_kernels_once()
-    results = [alone("target alone", args.model, exam)]
-    results.append(alone("draft alone", str(args.draft), exam))
-    results += with_rules(args, exam)
-    show(results, args)
-    judged = [r for r in results if r.name.startswith(("standard", "judge "))]
+    target = alone("target alone", args.model, exams)
+    draft = alone("draft alone", str(args.draft), exams)
+    by_rule = with_rules(args, exams)
+    for number, exam in enumerate(exams):
+        title = f"{exam.title}, {args.drafts} drafts a step, {Path(args.model).name}"
+        show([target[number], draft[number], *by_rule[number]], title)
+    judged = [r for r in by_rule[0] if r.name.startswith(("standard", "judge "))]
     from spec_decode.picture import curve_svg
 
-    points = sorted((r.right / r.answers, r.length) for r in judged)
+    points = sorted((r.length, (r.right or 0) / r.answers) for r in judged)
+    top = args.drafts + 1
     picture = curve_svg(
-        points, "share of right answers", "mean acceptance length", top=args.drafts + 1
+        [(length / top, right) for length, right in points],
+        f"mean acceptance length, over {top}",
+        "share of right answers",
     )
     args.picture.write_text(picture, "utf-8")
-    console.print(f"accepted length against right answers, a point a threshold: {args.picture}")
+    console.print(f"right answers against accepted length, a point a threshold: {args.picture}")
 
 
 if __name__ == "__main__":
