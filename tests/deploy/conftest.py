@@ -69,7 +69,7 @@ def watched(
         server = Server(
             model,
             folder / "server.log",
-            {"profile": "skeleton"},
+            load.options(folder),
             *("--otlp-traces-endpoint", collector.url, "--api-key", "secret"),
             VLLM_PLUGINS="parallel_think,parallel_think_page",
             OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",

@@ -68,13 +68,13 @@ def stat(frame: Frame, line: Line | None, unit: str, decimals: int | None) -> st
     known = [v for v in line.values if not math.isnan(v)] if line else []
     parts = []
     if line and len(known) > 1:
-        below = Frame(frame.x, frame.y + frame.height * 0.62, frame.width, frame.height * 0.38)
+        below = Frame(frame.x, frame.y + frame.height * 0.68, frame.width, frame.height * 0.32)
         top = max(known) or 1
         parts.append(_curve(below, line.values, [0.0] * len(line.values), top * 1.05, COLORS[0]))
     words = show(known[-1], unit, decimals) if known else "No data"
     middle = frame.x + frame.width / 2
     color = COLORS[0] if known else QUIET
-    parts.append(text(middle, frame.y + frame.height * 0.66, words, 34, color, "middle"))
+    parts.append(text(middle, frame.y + frame.height * 0.58, words, 32, color, "middle"))
     return "".join(parts)
 
 
@@ -82,7 +82,7 @@ def lines(
     frame: Frame, series: Sequence[Line], unit: str, stacked: bool, times: Sequence[str]
 ) -> str:
     """Draw curves over time with their axes and names."""
-    plot = Frame(frame.x + 62, frame.y + 32, frame.width - 76, frame.height - 32 - 42)
+    plot = Frame(frame.x + 76, frame.y + 32, frame.width - 92, frame.height - 32 - 42)
     if not series:
         middle = frame.x + frame.width / 2
         return text(middle, frame.y + frame.height / 2 + 6, "No data", 15, QUIET, "middle")
@@ -105,9 +105,7 @@ def lines(
             f'stroke="{GRID}"/>'
         )
         parts.append(text(plot.x - 6, y + 4, show(tick, unit), 11, QUIET, "end"))
-    for number, words in enumerate(times):
-        x = plot.x + plot.width * number / (len(times) - 1)
-        parts.append(text(x, plot.y + plot.height + 15, words, 11, QUIET, "middle"))
+    parts += _times(plot, times)
     floor = [0.0] * length
     for number, values in enumerate(shown):
         color = COLORS[number % len(COLORS)]
@@ -135,7 +133,7 @@ def heatmap(frame: Frame, buckets: Sequence[tuple[str, Line]], times: Sequence[s
         times: Names of the time axis.
 
     """
-    plot = Frame(frame.x + 62, frame.y + 32, frame.width - 76, frame.height - 32 - 24)
+    plot = Frame(frame.x + 62, frame.y + 32, frame.width - 78, frame.height - 32 - 24)
     num_columns = 60
     counts = []
     below: Sequence[float] = [0.0] * len(buckets[0][1].values) if buckets else []
@@ -172,10 +170,25 @@ def heatmap(frame: Frame, buckets: Sequence[tuple[str, Line]], times: Sequence[s
     for row, (bound, _) in enumerate(counts):
         y = plot.y + plot.height - (row + 0.5) * height + 4
         parts.append(text(plot.x - 6, y, f"≤ {bound.removesuffix('.0')}", 11, QUIET, "end"))
-    for number, words in enumerate(times):
-        x = plot.x + plot.width * number / (len(times) - 1)
-        parts.append(text(x, plot.y + plot.height + 16, words, 11, QUIET, "middle"))
+    parts += _times(plot, times)
     return "".join(parts)
+
+
+def _times(plot: Frame, times: Sequence[str]) -> list[str]:
+    """Write the time axis; its ends stay within the panel."""
+    last = len(times) - 1
+    anchors = {0: "start", last: "end"}
+    return [
+        text(
+            plot.x + plot.width * number / last,
+            plot.y + plot.height + 15,
+            words,
+            11,
+            QUIET,
+            anchors.get(number, "middle"),
+        )
+        for number, words in enumerate(times)
+    ]
 
 
 def _axis(highest: float) -> tuple[float, list[float]]:

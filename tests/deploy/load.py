@@ -11,17 +11,29 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 
-from tests.serve.server import MODEL_NAME, outline_of
+from tests.serve.server import ENDLESS, MODEL_NAME, outline_of
 
 TOPICS = (
     *("Three fruits?", "Three colours?", "Three animals?", "Three sports?", "Three trees?"),
     *("Three cities?", "Three tools?", "Three drinks?", "Three planets?", "Three games?"),
 )
 Kind = Literal["parallel", "plain", "refused"]
+
+
+def options(folder: Path) -> dict[str, Any]:
+    """Return the plugin's options of a server for this load.
+
+    Beside the built-in profile, whose paths end where the model likes, it has one whose paths use
+    up their budgets.
+    """
+    profile = folder / "endless.toml"
+    profile.write_text(ENDLESS)
+    return {"profile": "skeleton", "profiles": [str(profile)]}
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,11 @@ def asks(num: int, leaving: float, seed: int) -> Iterator[Ask]:
     for number, kind in enumerate(kinds):
         goes = number in gone
         xargs: dict[str, Any] = {
-            "parallel": {"pt_path_tokens": rng.randrange(12, 40), "pt_max_paths": 4},
+            "parallel": {
+                "parallel_think": rng.choice(("skeleton", "endless")),
+                "pt_path_tokens": rng.randrange(12, 48),
+                "pt_max_paths": rng.choices((4, 2), (80, 20))[0],
+            },
             "plain": {"parallel_think": "off"},
             "refused": {"pt_max_paths": 999},
         }[kind]

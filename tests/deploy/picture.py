@@ -138,7 +138,7 @@ def watch(model: Path, folder: Path, num: int, out: Path, keep: Path | None) -> 
     server = Server(
         model,
         folder / "server.log",
-        {"profile": "skeleton"},
+        load.options(folder),
         VLLM_PLUGINS="parallel_think,parallel_think_page",
     )
     prometheus = None
@@ -160,7 +160,7 @@ def watch(model: Path, folder: Path, num: int, out: Path, keep: Path | None) -> 
                 leaving=0.1,
                 seed=number,
                 concurrency=clients,
-                seconds=240,
+                seconds=300 * share,
                 on_answer=count,
             )
         if keep is not None:
