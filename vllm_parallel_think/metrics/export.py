@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ class Home:
         # A second class of memory-mapped values would write into the same files as vLLM's.
         shared = getattr(known, "_multiprocess", False) and VLLM_DIRECTORY in os.environ
         self._value_class: Any = known if shared else values.MultiProcessValue()
-        atexit.register(self._leave)
+        # Runs in multiprocessing's children, too, where `atexit` does not.
+        Finalize(None, self._leave, exitpriority=0)
 
     @contextmanager
     def creating(self) -> Iterator[None]:
