@@ -136,7 +136,9 @@ class Answer:
 class Server:
     """A server process; its log is kept for failures."""
 
-    def __init__(self, model: Path, log: Path, options: dict[str, Any], *arguments: str) -> None:
+    def __init__(
+        self, model: Path, log: Path, options: dict[str, Any], *arguments: str, **changes: str
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -148,7 +150,7 @@ class Server:
         command += ["--additional-config", json.dumps({"parallel_think": options}), *arguments]
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command, env=environment(), stdout=out, stderr=out, start_new_session=True
+                command, env=environment(**changes), stdout=out, stderr=out, start_new_session=True
             )
 
     @cached_property
