@@ -73,7 +73,7 @@ judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into 
 	$(PY) -m spec_decode distill --model $(MODEL) --data $(JUDGE)/texts.jsonl --out $(JUDGE)/draft \
 		--epochs $(EPOCHS)
 	$(PY) -m spec_decode label --model $(MODEL) --draft $(JUDGE)/draft \
-		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl
+		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl --per-problem 2
 	$(PY) -m spec_decode fit --model $(MODEL) --data $(JUDGE)/labels.jsonl \
 		--out $(JUDGE)/judge.safetensors
 

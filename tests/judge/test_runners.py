@@ -46,3 +46,8 @@ def test_rules_and_requests(runner: str, tmp_path: Path) -> None:
 def test_branches(runner: str, tmp_path: Path) -> None:
     """Speculative decoding in groups: tokens and K/V, standard and lossy, preempted or not."""
     assert "branches hold" in run(runner, "branches", tmp_path)
+
+
+def test_eagle(tmp_path: Path) -> None:
+    """Drafts of an EAGLE head: standard and lossy, alone and in groups."""
+    assert "eagle holds" in run("v1", "eagle", tmp_path)
