@@ -47,7 +47,7 @@ test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics, dashboard and load on a
 	$(PY) -m pytest -m deploy
 
 dashboard: env $(NEEDS_MODEL) deploy-tools ## the dashboard's picture, from a load on a real server
-	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png
+	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page deploy/grafana/page.png
 
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,12 @@ def photograph(page: str, out: Path, width: int, height: int, delay_ms: int = 0)
         image.quantize(96, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
+def photograph_page(url: str, keep: Path) -> None:
+    """Keep pictures of the page of recent requests, light and dark."""
+    for theme, out in (("light", keep), ("dark", keep.with_stem(f"{keep.stem}-dark"))):
+        photograph(f"{url}/parallel-think?theme={theme}", out, 1180, 800, 4000)
+
+
 def watch(model: Path, folder: Path, num: int, out: Path, keep: Path | None) -> None:
     """Put a server under load, and draw what Prometheus saw of it."""
     server = Server(
@@ -148,9 +155,12 @@ def watch(model: Path, folder: Path, num: int, out: Path, keep: Path | None) -> 
         prometheus.wait_ready()
         start = time.time()
         done = [0]
+        camera = threading.Thread(target=photograph_page, args=(server.url, keep))
 
         def count(_: load.Seen) -> None:
             done[0] += 1
+            if keep is not None and done[0] == num // 2:  # while requests run
+                camera.start()
             print(f"\r{done[0]} of {num} requests", end="", file=sys.stderr, flush=True)
 
         for number, (clients, share) in enumerate(STAGES):
@@ -163,10 +173,8 @@ def watch(model: Path, folder: Path, num: int, out: Path, keep: Path | None) -> 
                 seconds=300 * share,
                 on_answer=count,
             )
-        if keep is not None:
-            photograph(f"{server.url}/parallel-think?theme=light", keep, 1180, 900, 4000)
-            dark = keep.with_stem(f"{keep.stem}-dark")
-            photograph(f"{server.url}/parallel-think?theme=dark", dark, 1180, 900, 4000)
+        if camera.is_alive():
+            camera.join()
         server.wait_idle()
         time.sleep(5)
         svg, width, height = draw(
