@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from typing import Any
 
 from .engine import bench_profile, forever, make_llm, prompt_of
 
-NUM_GROUPS, NUM_PATHS, PATH_TOKENS = 8, 4, 32
+NUM_GROUPS, NUM_PATHS, PATH_TOKENS = 8, 4, 16
 EVENTS = ("started", "changed", "ended", "stepped")
 
 
@@ -79,6 +80,12 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
                 inside.append(1e6 * spent / steps)
                 per_step.append(1e3 * seconds[on] / steps)
         ratios.append(seconds[True] / seconds[False])
+        print(
+            f"round {number + 1}: {seconds[True]:.1f} s with, {seconds[False]:.1f} s without, "
+            f"{inside[-1]:.0f} µs of {per_step[-1]:.0f} ms a step",
+            file=sys.stderr,
+            flush=True,
+        )
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     return {
         "groups": NUM_GROUPS,
