@@ -51,7 +51,7 @@ dashboard: env $(NEEDS_MODEL) deploy-tools ## the dashboard's picture, from a lo
 
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
-	@command -v prometheus promtool > /dev/null || { \
+	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
 		echo "prometheus and promtool are missing: apt-get install prometheus"; exit 1; }
 
 lint: env ## style, formatting, types

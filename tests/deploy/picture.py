@@ -159,7 +159,7 @@ def watch(model: Path, folder: Path, num: int, out: Path, keep: Path | None) -> 
 
         def count(_: load.Seen) -> None:
             done[0] += 1
-            if keep is not None and done[0] == num // 2:  # while requests run
+            if keep is not None and done[0] == round(0.9 * num):  # some still run
                 camera.start()
             print(f"\r{done[0]} of {num} requests", end="", file=sys.stderr, flush=True)
 
