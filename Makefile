@@ -23,7 +23,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -38,10 +38,21 @@ serve: env $(NEEDS_MODEL) ## an OpenAI-compatible server with the plugin on the 
 		--additional-config '{"parallel_think": {"profile": "$(PROFILE)"}}'
 
 test: env $(NEEDS_MODEL) ## the tests that run in minutes
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not deploy"
 
 test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 	$(PY) -m pytest -m slow
+
+test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics, dashboard and load on a real server and Prometheus
+	$(PY) -m pytest -m deploy
+
+dashboard: env $(NEEDS_MODEL) deploy-tools ## the dashboard's picture, from a load on a real server
+	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page deploy/grafana/page.png
+
+deploy-tools: env
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
+		echo "prometheus and promtool are missing: apt-get install prometheus"; exit 1; }
 
 lint: env ## style, formatting, types
 	$(PY) -m ruff check .
@@ -62,7 +73,7 @@ judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into 
 	$(PY) -m spec_decode distill --model $(MODEL) --data $(JUDGE)/texts.jsonl --out $(JUDGE)/draft \
 		--epochs $(EPOCHS)
 	$(PY) -m spec_decode label --model $(MODEL) --draft $(JUDGE)/draft \
-		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl
+		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl --per-problem 2
 	$(PY) -m spec_decode fit --model $(MODEL) --data $(JUDGE)/labels.jsonl \
 		--out $(JUDGE)/judge.safetensors
 

@@ -1,4 +1,4 @@
-"""``collect``: what the target writes on problems with known answers."""
+"""``collect``: what models write on problems with known answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 from . import records
+from .head import model_name
 from .problems import Problem, make_problems, read_answer
 from .reading import load_model, stop_ids, write_greedily
+from .sets import load_problems
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class Collect:
     """Settings of the command.
 
     Attributes:
-        model: Path or name of the model that writes.
-        out: JSONL file: key, prompt and text as token ids, the right answer, the one given.
-        data: JSONL file of problems (key, question, answer); ``None`` makes arithmetic ones up.
-        num: How many problems to make up.
+        model: Path or name of the model that writes. Another model may go on in the same file.
+        out: JSONL file: key, model, prompt and text as token ids, the right answer, the one given.
+        data: JSONL file of problems (key, question, answer), or gsm8k, alpaca or arc from the hub;
+            ``None`` makes arithmetic ones up.
+        form: Set in whose form the records of a file are: gsm8k, alpaca or arc.
+        num: How many problems to make up, or to take at most.
         seed: Which ones.
         max_tokens: Longest answer.
         batch: Problems that are answered at once.
@@ -31,7 +35,8 @@ class Collect:
 
     model: str
     out: Path
-    data: Path | None = None
+    data: str | None = None
+    form: str | None = None
     num: int = 500
     seed: int = 0
     max_tokens: int = 40
@@ -41,7 +46,8 @@ class Collect:
 def run(settings: Collect) -> None:
     """Answer all problems that have no record yet."""
     done = records.finished(settings.out)
-    problems = [p for p in _problems(settings) if p.key not in done]
+    name = model_name(settings.model)
+    problems = [p for p in _problems(settings) if f"{name}/{p.key}" not in done]
     if not problems:
         return
     model, tokenizer = load_model(settings.model)
@@ -51,26 +57,37 @@ def run(settings: Collect) -> None:
             prompts = [list(tokenizer.encode(p.question)) for p in some]
             texts = write_greedily(model, prompts, settings.max_tokens, ends)
             rows = zip(some, prompts, texts, strict=True)
-            records.append(settings.out, [_record(tokenizer, *row) for row in rows])
+            records.append(settings.out, [_record(tokenizer, name, *row) for row in rows])
             bar.update(len(some))
 
 
 def _problems(settings: Collect) -> list[Problem]:
     if settings.data is None:
         return make_problems(settings.num, settings.seed)
-    try:
-        return [
-            Problem(str(r["key"]), r["question"], str(r["answer"]))
-            for r in records.read(settings.data)
-        ]
-    except KeyError as error:
-        raise ValueError(f"{settings.data}: a problem lacks {error}") from None
+    return load_problems(settings.data, settings.form)[: settings.num]
 
 
-def _record(tokenizer: Any, problem: Problem, prompt: list[int], text: list[int]) -> dict[str, Any]:
+def texts_of(path: Path, model: str) -> list[dict[str, Any]]:
+    """Return the records that a model has written.
+
+    Raises:
+        ValueError: There are none.
+
+    """
+    name = model_name(model)
+    found = [record for record in records.read(path) if record["model"] == name]
+    if not found:
+        raise ValueError(f"{path} has no text of {name}: run `python -m spec_decode collect`")
+    return found
+
+
+def _record(
+    tokenizer: Any, model: str, problem: Problem, prompt: list[int], text: list[int]
+) -> dict[str, Any]:
     given = read_answer(tokenizer.decode(text, skip_special_tokens=True))
     return {
-        "key": problem.key,
+        "key": f"{model}/{problem.key}",
+        "model": model,
         "prompt": prompt,
         "text": text,
         "answer": problem.answer,

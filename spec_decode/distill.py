@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import records
-from .collect import batches
+from .collect import batches, texts_of
 from .reading import Batch, load_model
 
 IGNORED = -100
@@ -52,10 +51,9 @@ class Distill:
 
 def run(settings: Distill) -> None:
     """Train from where an earlier run stopped, and write the draft after every epoch."""
-    texts = [record["prompt"] + record["text"] for record in records.read(settings.data)]
-    if not texts:
-        raise ValueError(f"{settings.data} holds no records: run `python -m spec_decode collect`")
-    starts = [len(record["prompt"]) for record in records.read(settings.data)]
+    written = texts_of(settings.data, settings.model)
+    texts = [record["prompt"] + record["text"] for record in written]
+    starts = [len(record["prompt"]) for record in written]
     state = settings.out / "training.json"
     done = json.loads(state.read_text("utf-8"))["epochs"] if state.exists() else 0
     if done >= settings.epochs:

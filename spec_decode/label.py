@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import records
-from .collect import batches
+from .collect import batches, texts_of
 from .problems import read_answer
 from .reading import load_model, next_tokens, stop_ids, write_greedily
 
@@ -101,7 +101,8 @@ def _swaps(settings: Label, tokenizer: Any, target: Any) -> Iterator[Swap]:
     assert settings.data is not None and settings.draft is not None
     draft, _ = load_model(settings.draft)
     ends = set(stop_ids(target, tokenizer))
-    answered = [record for record in records.read(settings.data) if record["given"] is not None]
+    written = texts_of(settings.data, settings.model)
+    answered = [record for record in written if record["given"] is not None]
     for some in tqdm(list(batches(answered, settings.batch)), desc="compare", unit="batch"):
         chosen = next_tokens(draft, [r["prompt"] for r in some], [r["text"] for r in some])
         for record, tokens in zip(some, chosen, strict=True):

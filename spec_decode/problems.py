@@ -62,8 +62,7 @@ def _make(key: str, rng: random.Random) -> Problem:
 
 
 def read_answer(text: str) -> str | None:
-    """Return the number behind the last 'Answer', else the last number of a text, else ``None``."""
-    numbers = re.findall(r"-?\d[\d,]*", text.rpartition("Answer")[2]) or re.findall(
-        r"-?\d[\d,]*", text
-    )
-    return numbers[-1].replace(",", "").rstrip(",") if numbers else None
+    """Return the number or letter behind the last 'Answer', else the last number, else ``None``."""
+    tail = text.rpartition("Answer:")[2] if "Answer:" in text else ""
+    found = re.findall(r"-?\d[\d,]*|\b[A-E]\b", tail) or re.findall(r"-?\d[\d,]*", text)
+    return found[-1].replace(",", "") if found else None

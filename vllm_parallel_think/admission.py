@@ -17,6 +17,7 @@ from vllm.sampling_params import SamplingParams
 
 from .core.errors import OptionError
 from .core.options import RequestOptions, parse_request
+from .metrics import refusals
 from .patches import patch
 from .settings import Settings
 
@@ -81,6 +82,7 @@ def _parse(extra_args: dict[str, Any] | None) -> RequestOptions:
             _settings.judge_threshold,
         )
     except OptionError as error:
+        refusals.count("options")
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
 
 
@@ -89,6 +91,7 @@ def _refuse(options: RequestOptions, reasons: dict[str, bool]) -> None:
         return
     for reason, present in reasons.items():
         if present:
+            refusals.count(reason.replace(" ", "_"))
             raise VLLMValidationError(
                 f"{reason} cannot be combined with the parallel profile {options.profile!r}; "
                 'send vllm_xargs {"parallel_think": "off"} for a sequential answer',

@@ -17,6 +17,7 @@ from . import admission, streaming
 from .core.errors import OptionError
 from .core.options import FLAG, ServerOptions
 from .judge import settings as judge_settings
+from .metrics import export, refusals
 from .settings import Settings, raw_options
 from .thoughts import check_file, shape_of
 
@@ -69,6 +70,8 @@ def configure(vllm_config: VllmConfig) -> None:
     _set_classes(vllm_config)
     if current_platform.is_cuda():
         set_attention_backend(vllm_config)
+    export.prepare()
+    refusals.enable()
     admission.install(settings)
     streaming.install()
 

@@ -34,7 +34,9 @@ def to_output(
 ) -> EngineCoreOutput:
     """Turn what a group releases into an output under the client's request id."""
     if emission.payload is None:
-        output = EngineCoreOutput(root.request_id, list(emission.forced))
+        output = EngineCoreOutput(
+            root.request_id, list(emission.forced), trace_headers=root.trace_headers
+        )
         assert root.sampling_params is not None
         if emission.forced and root.sampling_params.num_logprobs is not None:
             output.new_logprobs = forced_logprobs(emission.forced)
@@ -87,6 +89,7 @@ def failed(root: Request, message: str, summary: dict[str, Any] | None) -> Engin
         finish_reason=FinishReason.ABORT,
         stop_reason=f"parallel_think: {message}",
         kv_transfer_params=params,
+        trace_headers=root.trace_headers,
     )
 
 

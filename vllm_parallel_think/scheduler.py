@@ -37,6 +37,7 @@ from .giving_way import GivingWayMixin
 from .headers import HeaderBook
 from .ledger import BlockLedger
 from .messages import with_groups
+from .observer import Observer
 from .settings import Settings
 from .vocabulary import TokenizerVocabulary
 
@@ -66,6 +67,11 @@ class GroupSchedulerMixin(GivingWayMixin):
         ends = self.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
         self._eos_tokens = {ends} if isinstance(ends, int) else set(ends or ())
         self._keep_branches_out_of_prefix_cache()
+        self._observer = Observer(self.vllm_config, self._families, self._ledger)
+        if self.log_stats:
+            pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+            shown = [self._settings.default] if self._settings.default in self._grammars else []
+            self._observer.count(self._settings.default, shown, pool)
 
     def _usable_grammars(self) -> dict[str, Grammar]:
         """Bind profiles to the tokenizer; a built-in one that nobody chose may not suit it."""
@@ -90,6 +96,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             family = self._new_family(request)
             if family is not None:
                 self._families.add(family)
+                self._observer.started(family)
                 family.group.started(family.group.trunk)
         super().add_request(request)
 
@@ -406,6 +413,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             if released:
                 client = family.root.client_index
                 outputs.setdefault(client, EngineCoreOutputs()).outputs.extend(released)
+        self._observer.stepped()
         return outputs
 
     def _collect(self, outputs: dict[int, EngineCoreOutputs]) -> list[Family]:
@@ -443,6 +451,7 @@ class GroupSchedulerMixin(GivingWayMixin):
                     self._ledger.release(node)
                     group.sealed(node, kept=False)
             self._submit_ready(family)
+            self._observer.changed(family)
         released: list[EngineCoreOutput] = []
         summary = live = None
         # The front end looks for stop strings: any output may turn out to be the last one.
@@ -531,11 +540,16 @@ class GroupSchedulerMixin(GivingWayMixin):
         )
         for family in roots.values():
             family.root.status = finished_status if family.group.branched else family.root.status
-            self._end(family, finished_status)
+            self._end(family, finished_status, outcome="aborted")
             finished.append(family.root)
         return finished
 
-    def _end(self, family: Family, status: RequestStatus = RequestStatus.FINISHED_ABORTED) -> None:
+    def _end(
+        self,
+        family: Family,
+        status: RequestStatus = RequestStatus.FINISHED_ABORTED,
+        outcome: str | None = None,
+    ) -> None:
         """End whatever still runs for a request and give all its blocks back."""
         family.ended = True
         family.parked = False
@@ -548,10 +562,12 @@ class GroupSchedulerMixin(GivingWayMixin):
         self._families.remove(family)
         if family.group.branched and self.finished_req_ids_dict is not None:
             self.finished_req_ids_dict[family.root.client_index].add(family.root.request_id)
+        own = "branched" if family.group.branched else "unbranched"
+        self._observer.ended(family, outcome or own)
 
     def _fail(self, family: Family) -> EngineCoreOutput:
         summary = family.group.summary() if family.group.branched else None
-        self._end(family)
+        self._end(family, outcome="failed")
         return delivery.failed(family.root, family.error or "internal error", summary)
 
     def _drop_request(

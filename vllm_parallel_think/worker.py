@@ -14,6 +14,7 @@ from . import tables
 from .judge import attach
 from .judge.verifier import Verifier
 from .messages import GroupSchedulerOutput
+from .metrics.judging import JudgeCounter
 from .penalties import count_written
 from .settings import Settings
 from .tables import BlockTables
@@ -31,6 +32,7 @@ class GroupWorkerMixin(WorkerBase):
         self._natural_positions: torch.Tensor | None = None
         self._written: dict[str, list[int]] = {}
         self._verifier: Verifier | None = None
+        self._judge_counter: JudgeCounter | None = None
         for backend, path in self.backends.items():
             register_backend(backend, path)
 
@@ -44,8 +46,16 @@ class GroupWorkerMixin(WorkerBase):
         if self.vllm_config.speculative_config is not None:
             settings = Settings.from_config(self.vllm_config)
             self._verifier = attach.to_worker(self, settings)
+            self._judge_counter = self._count_judged(self._verifier)
             attach.proposer(self.model_runner)
         count_written(self.model_runner, self._written)
+
+    def _count_judged(self, verifier: Verifier | None) -> JudgeCounter | None:
+        """Export what is accepted; of a tensor-parallel group, whose counts agree, one does."""
+        parallel = self.vllm_config.parallel_config
+        if verifier is None or self.rank % parallel.tensor_parallel_size:
+            return None
+        return JudgeCounter(lambda: verifier.counts, str(parallel.data_parallel_index))
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         self._tables = BlockTables(
@@ -80,6 +90,8 @@ class GroupWorkerMixin(WorkerBase):
                 self._written.pop(req_id, None)
         if self._verifier is not None:
             self._verifier.wishes.update(scheduler_output)
+        if self._judge_counter is not None:
+            self._judge_counter.stepped(idle=scheduler_output.total_num_scheduled_tokens == 0)
         return super().execute_model(scheduler_output)
 
     def sample_tokens(self, grammar_output: Any) -> Any:

@@ -125,6 +125,23 @@ def unbranched(model: str, extra: list[str]) -> None:
     console.print(table)
 
 
+def observing(model: str, extra: list[str]) -> None:
+    table = Table(title="Groups with metrics over groups without, and the time spent on metrics")
+    for name in ("groups", "branches", "ms/step", "metrics µs/step", "ratio (quartiles)", "rounds"):
+        table.add_column(name, justify="right")
+    with console.status("observing: one engine, with and without in turn"):
+        for row in rows("observing", model, extra):
+            table.add_row(
+                str(row["groups"]),
+                str(row["branches"]),
+                f"{row['step_ms']:.1f}",
+                f"{row['observer_us_per_step']:.0f}",
+                f"{row['ratio']:.3f} ({row['ratio_low']:.3f}-{row['ratio_high']:.3f})",
+                str(row["rounds"]),
+            )
+    console.print(table)
+
+
 def serving(model: str, extra: list[str]) -> None:
     table = Table(title="A step of W branches through `vllm serve`, beside W plain requests")
     for name in ("prefix", "branches", "branches ms", "plain ms", "speed-up (min-max)"):
@@ -147,6 +164,7 @@ def main() -> None:
         "joins": joins,
         "unbranched": unbranched,
         "parathinker": parathinker,
+        "observing": observing,
         "serving": serving,
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -82,7 +82,7 @@ class StepClock:
         return statistics.median(self.times)
 
 
-def measure_time(llm: Any, rounds: int) -> None:
+def measure_time(llm: Any, rounds: int, widths: list[int]) -> None:
     """Print one line for every number of paths."""
     clock = StepClock(llm)
     prompt, heading = prompt_of(512), 3
@@ -97,7 +97,7 @@ def measure_time(llm: Any, rounds: int) -> None:
         llm.generate([prompt] * width, params, use_tqdm=False)
 
     paths(2), plain(2)
-    for width in WIDTHS:
+    for width in widths:
         ratios, steps, seconds = [], [], []
         for _ in range(rounds):
             start = time.perf_counter()
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=128)
+    parser.add_argument("--paths", type=int, nargs="+", default=list(WIDTHS), help="of time")
     parser.add_argument("--table", choices=["time", "summary", "votes"])
     args = parser.parse_args()
     options = {
@@ -193,7 +194,7 @@ def main() -> None:
     }
     llm = make_llm(args.model, options, max_model_len=8192)
     if args.table in (None, "time"):
-        measure_time(llm, args.rounds)
+        measure_time(llm, args.rounds, args.paths)
     if args.table in (None, "summary"):
         measure_summary(llm, args.rounds)
     if args.table in (None, "votes"):

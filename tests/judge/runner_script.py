@@ -1,6 +1,6 @@
 """One engine with a judge, asked for everything; run as a script, for one of the runners.
 
-``python -m tests.judge.runner_script v1|v2 plain|branches|eagle|siblings FOLDER`` says what holds.
+``python -m tests.judge.runner_script v1|v2 WHAT FOLDER`` says what holds.
 Model Runner V2 runs in Triton's interpreter, which has to be turned on before anything imports
 Triton.
 """
@@ -233,6 +233,11 @@ def main(runner: str, what: str, folder: str) -> None:
 
         check_eagle(Path(folder))
         print("eagle holds", flush=True)
+    elif what == "parallel":
+        from .parallel import check_tensor_parallel
+
+        check_tensor_parallel(Path(folder))
+        print("two workers hold", flush=True)
     else:
         from .branches import check_siblings
 

@@ -51,3 +51,9 @@ def test_branches(runner: str, tmp_path: Path) -> None:
 def test_eagle(tmp_path: Path) -> None:
     """Drafts of an EAGLE head: standard and lossy, alone and in groups."""
     assert "eagle holds" in run("v1", "eagle", tmp_path)
+
+
+@pytest.mark.slow
+def test_tensor_parallel(tmp_path: Path) -> None:
+    """Two workers come to the verdicts of one."""
+    assert "two workers hold" in run("v1", "parallel", tmp_path)

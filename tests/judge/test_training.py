@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 from spec_decode import records
 from spec_decode.__main__ import main
+from spec_decode.collect import texts_of
 from spec_decode.evaluate import interval, row
 from spec_decode.fit import area_under_curve, fit_head, in_share, precision_recall
 from spec_decode.head import load_head
@@ -29,6 +32,7 @@ from spec_decode.reading import (
     stop_ids,
     write_greedily,
 )
+from spec_decode.sets import SETS, load_problems
 
 from .engine import EOS, make_models
 
@@ -85,8 +89,81 @@ def test_problems_are_right_and_repeatable() -> None:
     assert all(int(p.answer) > 0 for p in problems)
     assert read_answer(" 3 + 4 = 7. Answer: 7\n") == "7"
     assert read_answer("Answer: 1,250 cards, not 3") == "3"
+    assert read_answer("A is 3. Answer: B\n") == "B"
     assert read_answer("so 12 in all. Answer: many") == "12"
     assert read_answer("no idea") is None
+
+
+RAW = {
+    "gsm8k": (
+        {"question": "Two cats and a dog?", "answer": "2 + 1 = 3\n#### 1,003"},
+        ("Q: Two cats and a dog?\nA:", "1003"),
+    ),
+    "alpaca": (
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        ("Instruction: Add.\n\nInput: 1 2\n\nResponse:", ""),
+    ),
+    "arc": (
+        {
+            "question": "Warmest?",
+            "choices": {"label": ["A", "B"], "text": ["Sun", "Moon"]},
+            "answerKey": "A",
+        },
+        ('Q: Warmest?\nA. Sun\nB. Moon\nEnd with "Answer: " and the letter.\nA:', "A"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_sets_in_the_form_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, (question, answer) = RAW[name]
+    path = tmp_path / "raw.jsonl"
+    path.write_text(json.dumps(raw) + "\n")
+    (problem,) = load_problems(str(path), name)
+    assert problem.question.endswith(question) and problem.answer == answer
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> list[Any]:
+        asked.append((*args, kwargs["split"]))
+        return [raw]
+
+    module = ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    assert load_problems(name) == [problem]
+    assert asked == [(SETS[name].path, SETS[name].config, SETS[name].split)]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install .*\[hub\]"):
+        load_problems(name)
+
+
+def test_files_that_are_no_problems(tmp_path: Path) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_text('{"question": "?"}\n')
+    with pytest.raises(ValueError, match="a problem lacks 'key'"):
+        load_problems(str(path))
+    with pytest.raises(ValueError, match="record 1: not in the form of gsm8k: 'answer'"):
+        load_problems(str(path), "gsm8k")
+    with pytest.raises(ValueError, match="form must be one of"):
+        load_problems(str(path), "other")
+    with pytest.raises(ValueError, match="no such file, and no set of gsm8k, alpaca, arc"):
+        load_problems("gsm9k")
+
+
+def test_texts_of_several_models_share_a_file(models: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    for model in models:
+        for _ in range(2):  # the second time there is nothing left to do
+            arguments = ["collect", "--model", model, "--out", str(path), "--num", "5"]
+            assert main(arguments) == 0
+    names = [Path(model).name for model in models]
+    assert [record["model"] for record in records.read(path)] == [n for n in names for _ in "12345"]
+    for model, name in zip(models, names, strict=True):
+        assert {record["model"] for record in texts_of(path, model)} == {name}
+    with pytest.raises(ValueError, match="no text of other"):
+        texts_of(path, "some/Other")
 
 
 def test_records_survive_an_interruption(tmp_path: Path) -> None:

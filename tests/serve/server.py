@@ -136,7 +136,14 @@ class Answer:
 class Server:
     """A server process; its log is kept for failures."""
 
-    def __init__(self, model: Path, log: Path, options: dict[str, Any], *arguments: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        log: Path,
+        options: dict[str, Any] | None,
+        *arguments: str,
+        **changes: str,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -145,10 +152,12 @@ class Server:
         command = vllm_command("serve", str(model), "--host", "127.0.0.1", "--port", str(port))
         command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]
         command += ["--served-model-name", MODEL_NAME]
-        command += ["--additional-config", json.dumps({"parallel_think": options}), *arguments]
+        if options is not None:
+            command += ["--additional-config", json.dumps({"parallel_think": options})]
+        command += arguments
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command, env=environment(), stdout=out, stderr=out, start_new_session=True
+                command, env=environment(**changes), stdout=out, stderr=out, start_new_session=True
             )
 
     @cached_property

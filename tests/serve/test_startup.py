@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.metrics.scrape import Scrape
+
 from .server import FRUITS, XARGS, Answer, Server, environment, run_script, vllm_command
 
 _PATCHED = """
@@ -296,7 +298,15 @@ def test_several_api_servers(model: Path, tmp_path: Path) -> None:
             answers = list(pool.map(lambda _: server.ask()[0], asked))
         assert {answer.tokens for answer in answers} == {answers[0].tokens}
         assert all(answer.summary["forks"] == 1 for answer in answers)
+        too_many = {"messages": FRUITS, "vllm_xargs": {"pt_max_paths": 999}}
+        for _ in asked:
+            assert server.post("/v1/chat/completions", **too_many).status_code == 400
         server.wait_idle()
+        scrape = Scrape(server.http.get("/metrics").text)
+        assert scrape.sum("vllm_pt_forks_total", engine="0", profile="skeleton") == len(asked)
+        assert scrape.sum("vllm_pt_refused_requests_total", reason="options") == len(asked)
+        assert scrape.sum("vllm_pt_held_blocks") == 0
+        assert scrape.sum("vllm:request_success_total") == len(asked)
     finally:
         server.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,6 +46,7 @@ class Limits:
         max_forks: Most forks.
         has_room: Whether the pool can take this many more held blocks.
         vote_pattern: The operator's regular expression for final answers.
+        clock: Seconds, for what is shown of the group; nothing is decided by it.
 
     """
 
@@ -54,6 +56,7 @@ class Limits:
     max_forks: int
     has_room: Callable[[int], bool]
     vote_pattern: re.Pattern[str] | None = None
+    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ class Node:
         parked: Whether the node's request waits outside the queues for its prefix.
         retired: Whether nobody will attend to this node any more.
         outbox: Sampled tokens that wait for their turn in the visible text.
+        started_at: When its request was handed to vLLM, by the group's clock.
+        first_at: When its first token was sampled.
+        ended_at: When its request ended.
 
     """
 
@@ -84,6 +87,9 @@ class Node:
     parked: bool = False
     retired: bool = False
     outbox: deque[Any] = field(default_factory=deque)
+    started_at: float | None = None
+    first_at: float | None = None
+    ended_at: float | None = None
 
     @property
     def num_sampled(self) -> int:
@@ -137,6 +143,7 @@ class Lane:
         title: Its title, where the grammar has one.
         tag: Number of its control token, where the grammar has those.
         thought: Number of its thought embedding, from 1; 0 is none.
+        completed_at: When it was complete, by the group's clock.
 
     """
 
@@ -151,6 +158,7 @@ class Lane:
     title: str = ""
     tag: str = ""
     thought: int = 0
+    completed_at: float | None = None
     fork: Fork | None = None
     """The fork that opened this lane; ``None`` for the trunk."""
 

@@ -59,6 +59,7 @@ class Group:
         self._deepest = 0
         self._num_cut = 0
         self._num_reused = 0
+        self._join_waits: list[float] = []
         self._ending: dict[Node, tuple[PathName, ...] | None] = {}
         """What a node's end tag asks for: paths to open, or (``None``) the end of its lane."""
         self._lane_stops: dict[Lane, Finish] = {}
@@ -92,6 +93,8 @@ class Group:
         if node.state is State.DROPPED:  # by another branch of the same engine step
             return Verdict.END
         node.tokens.append(token)
+        if node.first_at is None:
+            node.first_at = self._limits.clock()
         event = node.scanner.feed(token) if node.scanner is not None else None
         after = None
         if isinstance(event, BranchEnd) and node.depth == 0:
@@ -140,6 +143,7 @@ class Group:
             return
         self.num_changes += 1
         node.state = State.DONE
+        node.ended_at = self._limits.clock()
         if self._options.vote and node.depth:
             self._end_voter(node, cause, stop_reason)
             return
@@ -246,6 +250,7 @@ class Group:
         """Take note that a node returned by :meth:`ready` has its request."""
         if node.state is State.WAITING:
             node.state = State.LIVE
+            node.started_at = self._limits.clock()
             self._num_reused += sum(len(seen.tokens) for seen in node.prefix)
         node.computing = node.state is State.DONE
         node.parked = False
@@ -317,6 +322,16 @@ class Group:
         if not self._options.live or self._latest_fork is None:
             return None
         return [show_path(lane, self._grammar.vocabulary) for lane in self._latest_fork.lanes]
+
+    def take_join_waits(self) -> list[float]:
+        """Return how many seconds each path waited for its join, each path once."""
+        waits, self._join_waits = self._join_waits, []
+        return waits
+
+    @property
+    def outvoted(self) -> Sequence[Node]:
+        """Independent answers that lost the vote, and are no longer in the visible order."""
+        return self._outvoted
 
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
@@ -493,12 +508,15 @@ class Group:
 
     def _complete(self, lane: Lane) -> None:
         lane.complete = True
+        lane.completed_at = self._limits.clock()
         fork = lane.fork
         assert fork is not None, "the trunk never completes as a path"
         if all(sibling.complete for sibling in fork.lanes):
             self._join(fork)
 
     def _join(self, fork: Fork) -> None:
+        joined_at = self._limits.clock()
+        self._join_waits += [joined_at - (lane.completed_at or joined_at) for lane in fork.lanes]
         parent = fork.parent
         inner = [node for lane in fork.lanes for node in lane.all_nodes]
         critical = max(n.critical_before + n.num_sampled for n in inner)

@@ -1,0 +1,61 @@
+"""When each part of a request was written, for pictures and spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .graph import Node, State
+from .group import Group
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens of one lane; times are by the group's clock.
+
+    Attributes:
+        lane: The lane's place in the tree; ``0`` is the trunk.
+        parent: Place of the lane it was forked from; empty for the trunk.
+        kind: ``trunk``, ``path``, ``close`` (what is computed behind a path's end) or
+            ``conclusion``.
+        name: What the text calls the path; empty for the trunk.
+        title: The path's title, where the grammar has one.
+        depth: Nesting; the trunk has 0.
+        started: When it was handed to vLLM; ``None`` while it waits for its prefix.
+        first: When its first token was sampled, if one was.
+        ended: When it ended, if it has.
+        tokens: Sampled tokens so far.
+
+    """
+
+    lane: str
+    parent: str
+    kind: str
+    name: str
+    title: str
+    depth: int
+    started: float | None
+    first: float | None
+    ended: float | None
+    tokens: int
+
+
+def segments(group: Group) -> list[Segment]:
+    """Return a request's parts in the order of the text; dropped ones are left out."""
+    nodes = [*group.nodes, *group.outvoted]
+    return [_segment(node) for node in nodes if node.state is not State.DROPPED]
+
+
+def _segment(node: Node) -> Segment:
+    lane = node.lane
+    return Segment(
+        lane=lane.address,
+        parent=lane.fork.parent.lane.address if lane.fork is not None else "",
+        kind=node.kind.value,
+        name=lane.name,
+        title=lane.title,
+        depth=lane.depth,
+        started=node.started_at,
+        first=node.first_at,
+        ended=node.ended_at,
+        tokens=node.num_sampled,
+    )
