@@ -66,6 +66,17 @@ def test_random_trees(provider: str, seed: int) -> None:
     check_tree(memory.case(rows, heads=(6, 2)), provider)
 
 
+@with_providers
+@pytest.mark.parametrize("seed", [4, 5])
+def test_providers_agree_and_repeat_themselves(provider: str, seed: int) -> None:
+    memory, rows = tree(seed, 16)
+    case = memory.case(rows, heads=(7, 1))
+    own, again, reference = run(case, provider), run(case, provider), run(case, "torch")
+    assert torch.equal(own[0], again[0]) and torch.equal(own[1], again[1])
+    torch.testing.assert_close(own[0], reference[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(own[1], reference[1], rtol=0, atol=4e-6)
+
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DIAGONAL = [
     (torch.float32, 64, 1, 32),
