@@ -46,8 +46,9 @@ test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics, dashboard and load on a real server and Prometheus
 	$(PY) -m pytest -m deploy
 
-dashboard: env $(NEEDS_MODEL) deploy-tools ## the dashboard's picture, from a load on a real server
-	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page deploy/grafana/page.png
+dashboard: env $(NEEDS_MODEL) deploy-tools ## pictures of the dashboard and (in build/) the page, from a load on a real server
+	@mkdir -p build
+	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page build/page.png
 
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'

@@ -28,7 +28,7 @@ from .page.timelines import TimelineWriter
 logger = init_logger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.25
-"""How often gauges follow the engine; steps in between cost one reading of the clock."""
+"""How often what is shown follows the engine; steps in between cost one reading of the clock."""
 
 
 def _span_writer(config: VllmConfig) -> Viewer:
@@ -52,6 +52,8 @@ class Observer:
         self._ledger = ledger
         self._engine = str(config.parallel_config.data_parallel_index)
         self._next_look = 0.0
+        self._changed: dict[Family, None] = {}
+        """Families in which something happened since the last look, in order."""
         self._viewers: dict[str, Viewer] = {}
         if config.observability_config.otlp_traces_endpoint is not None:
             self._attach("spans", lambda: _span_writer(config))
@@ -85,11 +87,16 @@ class Observer:
         self._tell("started", family)
 
     def changed(self, family: Family) -> None:
-        """Take note of forks, joins and ends in a family."""
-        self._tell("changed", family)
+        """Take note of forks, joins and ends in a family; told at the next look.
+
+        Many branches end in the same steps, and their step must not wait for so many counters.
+        """
+        if self._viewers:
+            self._changed[family] = None
 
     def ended(self, family: Family, outcome: str) -> None:
         """Take note of a family's end; its blocks are back and it is no longer listed."""
+        self._changed.pop(family, None)
         self._tell("ended", family, outcome)
         if not self._families:  # perhaps the last step for a long time
             self._look()
@@ -104,6 +111,9 @@ class Observer:
             self._look()
 
     def _look(self) -> None:
+        changed, self._changed = self._changed, {}
+        for family in changed:
+            self._tell("changed", family)
         if "metrics" in self._viewers:
             self._tell("load", self._load())
         self._tell("write", self._families)

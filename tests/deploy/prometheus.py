@@ -94,6 +94,8 @@ class Prometheus:
 
     def _ask(self, path: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
         answer = self.http.post(f"/api/v1/{path}", data=asked)
+        if answer.status_code == 503:  # it has only just started
+            return []
         body = answer.json() if answer.content else {}
         assert body.get("status") == "success", f"{asked['query']}: {json.dumps(body)[:500]}"
         return body["data"]["result"]

@@ -128,7 +128,7 @@ def test_a_fault_in_counting_stops_the_counting_only(
 
     simulation = simulate(tiny_model, tmp_path, GRAMMAR, asynchronous=False)
     crowd(simulation, seed=9)
-    monkeypatch.setattr(Recorder, "changed", fail)
+    monkeypatch.setattr(Recorder, "ended", fail)
     simulation.run()
     assert all(client.finish for client in simulation.clients.values())
     assert "metrics" not in simulation.scheduler._observer._viewers
