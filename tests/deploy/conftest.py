@@ -29,6 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.deploy)
+            item.add_marker(pytest.mark.timeout(900))  # the first one waits for the whole load
 
 
 @dataclass(frozen=True)
