@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import re
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -17,15 +18,35 @@ BEHIND = re.compile(r"\n(?=[^\s)\]}])|```")
 """Where a completed function ends: at the next line that is not indented."""
 SECONDS = 5
 MOST_BYTES = 1 << 30
+MODULES = (
+    "bisect, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, "
+    "itertools, math, operator, random, re, statistics, string, typing"
+)
+"""What answers may import although the process gives up its rights to read files."""
+NOBODY = 65534
 GUARD = f"""
-import resource, sys
-for what, most in (("CPU", {SECONDS}), ("AS", {MOST_BYTES}), ("FSIZE", 1 << 20), ("NPROC", 0)):
+import os, resource, sys
+import {MODULES}
+marker, program = sys.stdin.readline(), sys.stdin.read()
+program = compile(program, "answer", "exec")
+for what, most in (("CPU", {SECONDS}), ("AS", {MOST_BYTES}), ("FSIZE", 0), ("NPROC", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + what), (most, most))
-def refuse(event, args):
-    if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "shutil.")):
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid({NOBODY})
+    os.setuid({NOBODY})
+shut = ("os.", "socket.", "subprocess.", "shutil.", "ctypes.", "fcntl.", "pty.", "signal.")
+writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+reading = ("os.listdir", "os.scandir")
+say = os.write
+def refuse(event, args, shut=shut, reading=reading, writing=writing):
+    if event.startswith(shut) and event not in reading:
+        raise PermissionError(event)
+    if event == "open" and (not isinstance(args[2], int) or args[2] & writing):
         raise PermissionError(event)
 sys.addaudithook(refuse)
-exec(compile(sys.stdin.read(), "answer", "exec"), {{"__name__": "answer"}})
+exec(program, {{"__name__": "answer"}})
+say(1, marker.encode())
 """
 
 
@@ -83,13 +104,17 @@ def function_of(text: str) -> str:
 
 
 def passes(problem: CodeProblem, text: str) -> bool:
-    """Run a completion against its tests, in a process of its own without files or network.
+    """Run a completion against its tests, in a process of its own.
 
-    The process is limited in time, memory and what it may call; that keeps accidents in, not
-    attacks. Whoever calls this runs what a model wrote.
+    The process may not write files, open sockets or start others, has limits of time and memory,
+    and is nobody's where this one is root's. That keeps accidents in, not attacks: whoever calls
+    this runs what a model wrote. An answer that ends the process before its tests are through has
+    not passed.
     """
+    marker = secrets.token_hex(16)
     program = "\n".join(
         [
+            marker,
             problem.prompt + function_of(text),
             problem.test,
             f"check({problem.entry_point})",
@@ -103,14 +128,14 @@ def passes(problem: CodeProblem, text: str) -> bool:
                 text=True,
                 cwd=folder,
                 env={},
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 timeout=2 * SECONDS,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, UnicodeDecodeError):
             return False
-    return done.returncode == 0
+    return done.returncode == 0 and f"{marker}\n" in done.stdout
 
 
 def num_passing(problems: Sequence[CodeProblem], texts: Sequence[str]) -> int:

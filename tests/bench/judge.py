@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -178,11 +179,13 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
 
     (target, tokenizer), (draft, _) = load_model(args.model), load_model(str(args.draft))
     ends = {*exam.ends, target.generation_config.eos_token_id}
+    protected = torch.zeros(target.config.vocab_size, dtype=torch.bool)
+    protected[[*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()]] = True
     assert exam.ends == [] or set(stop_ids(target, tokenizer)) >= set(exam.ends)
     traces = [
         speculate(
             target, draft, prompt, rule=rule, num_drafts=args.drafts,
-            max_tokens=exam.params.max_tokens, stop_ids=ends,
+            max_tokens=exam.params.max_tokens, stop_ids=ends, protected=protected,
         )
         for prompt in track(exam.prompts, description=name, console=console, transient=True)
     ]  # fmt: skip
@@ -243,6 +246,8 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, default=4, help="draft tokens a step")
     parser.add_argument("--picture", type=Path, default=Path("judge.svg"))
     args = parser.parse_args()
+    if args.code and args.run_code:
+        console.print("--run-code: programs that a model wrote will run here", style="bold red")
     # After .engine has set the environment, which vLLM reads when it is imported.
     from transformers import AutoTokenizer
 

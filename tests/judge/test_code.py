@@ -54,6 +54,16 @@ def test_a_completion_ends_with_its_function() -> None:
         ("    import os; os.system('true'); return a + b\n", False),
         ("    import subprocess; subprocess.run(['true']); return a + b\n", False),
         ("    x = bytearray(1 << 31); return a + b\n", False),
+        ("    import math; return int(math.fsum([a, b]))\n", True),
+        ("    raise SystemExit\n", False),
+        ("    import os; os._exit(0)\n", False),
+        ("    import os; os.posix_spawn('/bin/true', ['true'], {}); return a + b\n", False),
+        ("    import os; os.fork(); return a + b\n", False),
+        ("    open('file', 'w'); return a + b\n", False),
+        ("    import os; os.remove('file'); return a + b\n", False),
+        ("    import os; os.open('file', os.O_CREAT); return a + b\n", False),
+        ("    import os; os.kill(os.getppid(), 0); return a + b\n", False),
+        ("    print('anything'); return a + b\n", True),
     ],
 )
 def test_completions_are_run_within_limits(text: str, right: bool) -> None:
