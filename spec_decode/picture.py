@@ -8,8 +8,28 @@ from html import escape
 SIZE, EDGE = 320, 48
 
 
-def curve_svg(points: Sequence[tuple[float, float]], across: str, up: str, top: float = 1.0) -> str:
-    """Return a picture of points (x, y), joined in their order; x is 0-1, y 0-``top``."""
+def curve_svg(
+    points: Sequence[tuple[float, float]],
+    across: str,
+    up: str,
+    top: float = 1.0,
+    labels: Sequence[str] = (),
+) -> str:
+    """Return a picture of points (x, y), joined in their order; x is 0-1, y 0-``top``.
+
+    Args:
+        points: The curve.
+        across: What x is.
+        up: What y is.
+        top: Highest y.
+        labels: A word for each point, or nothing.
+
+    """
+    marks = "".join(
+        f'<circle cx="{_x(x):.1f}" cy="{_y(y / top):.1f}" r="3" fill="#06c"/>'
+        f'<text x="{_x(x) + 5:.1f}" y="{_y(y / top) - 6 - 13 * (i % 2):.1f}">{escape(label)}</text>'
+        for i, ((x, y), label) in enumerate(zip(points, labels, strict=False))
+    )
     places = " ".join(f"{_x(x):.1f},{_y(y / top):.1f}" for x, y in points)
     ticks = "".join(
         f'<text x="{_x(t)}" y="{_y(0) + 16}" text-anchor="middle">{t:g}</text>'
@@ -21,7 +41,7 @@ def curve_svg(points: Sequence[tuple[float, float]], across: str, up: str, top: 
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{full}" height="{full}" '
         f'font-family="sans-serif" font-size="12"><rect width="{full}" height="{full}" '
         f'fill="white"/><path d="M{_x(0)} {_y(1)}V{_y(0)}H{_x(1)}" fill="none" stroke="#888"/>'
-        f'<polyline points="{places}" fill="none" stroke="#06c" stroke-width="2"/>{ticks}'
+        f'<polyline points="{places}" fill="none" stroke="#06c" stroke-width="2"/>{marks}{ticks}'
         f'<text x="{full / 2}" y="{full - 8}" text-anchor="middle">{escape(across)}</text>'
         f'<text x="14" y="{full / 2}" text-anchor="middle" '
         f'transform="rotate(-90 14 {full / 2})">{escape(up)}</text></svg>\n'

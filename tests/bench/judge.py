@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -174,6 +173,8 @@ class Stage:
 
 def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) -> Result:
     """Answer an exam one text at a time."""
+    import torch  # not before .engine has said how many threads it may use
+
     from spec_decode.reading import load_model, stop_ids
     from spec_decode.speculate import speculate
 
@@ -264,18 +265,22 @@ def main() -> None:
     for number, exam in enumerate(exams):
         title = f"{exam.title}, {args.drafts} drafts a step, {Path(args.model).name}"
         show([target[number], draft[number], *by_rule[number]], title)
-    judged = [r for r in by_rule[0] if r.name.startswith(("standard", "judge "))]
+    args.picture.write_text(draw(by_rule[0], args.drafts + 1), "utf-8")
+    console.print(f"right answers against accepted length, a point a threshold: {args.picture}")
+
+
+def draw(results: Sequence[Result], top: int) -> str:
+    """Return a picture of quality against speed: the judge at every threshold, and standard."""
     from spec_decode.picture import curve_svg
 
-    points = sorted((r.length, (r.right or 0) / r.answers) for r in judged)
-    top = args.drafts + 1
-    picture = curve_svg(
-        [(length / top, right) for length, right in points],
+    judged = [r for r in results if r.name.startswith(("standard", "judge "))]
+    judged.sort(key=lambda r: (r.length, r.name))
+    return curve_svg(
+        [(r.length / top, (r.right or 0) / r.answers) for r in judged],
         f"mean acceptance length, over {top}",
         "share of right answers",
+        labels=[r.name.removeprefix("judge ") for r in judged],
     )
-    args.picture.write_text(picture, "utf-8")
-    console.print(f"right answers against accepted length, a point a threshold: {args.picture}")
 
 
 if __name__ == "__main__":

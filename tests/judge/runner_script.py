@@ -179,8 +179,6 @@ def check_sampled(plain: Plain) -> None:
 
 def check_distribution(plain: Plain) -> None:
     """A chi-square test of the sampled first token, standard and with a rule for even tokens."""
-    if plain.runner == "v2":
-        return  # a kernel launch a draw would take minutes in the interpreter
     from .sampling import chi_square
 
     for rule in (replace(plain.judge, threshold=1.0), EvenTokens()):
@@ -220,6 +218,9 @@ def main(runner: str, what: str, folder: str) -> None:
     if what == "plain":
         plain = Plain(runner, Path(folder))
         for check in CHECKS:
+            if runner == "v2" and check is check_distribution:
+                print("not checked: a launch a draw takes minutes in Triton's interpreter")
+                continue
             check(plain)
             print(check.__name__, "holds", flush=True)
         plain.engine.close()
