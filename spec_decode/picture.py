@@ -13,26 +13,31 @@ def curve_svg(
     across: str,
     up: str,
     top: float = 1.0,
+    span: tuple[float, float] = (0.0, 1.0),
     labels: Sequence[str] = (),
 ) -> str:
-    """Return a picture of points (x, y), joined in their order; x is 0-1, y 0-``top``.
+    """Return a picture of points (x, y), joined in their order.
 
     Args:
         points: The curve.
         across: What x is.
-        up: What y is.
+        up: What y is, from 0 on.
         top: Highest y.
+        span: Lowest and highest x.
         labels: A word for each point, or nothing.
 
     """
+    low, high = span
+    points = [((x - low) / (high - low), y) for x, y in points]
     marks = "".join(
         f'<circle cx="{_x(x):.1f}" cy="{_y(y / top):.1f}" r="3" fill="#06c"/>'
-        f'<text x="{_x(x) + 5:.1f}" y="{_y(y / top) - 6 - 13 * (i % 2):.1f}">{escape(label)}</text>'
-        for i, ((x, y), label) in enumerate(zip(points, labels, strict=False))
+        f'<text transform="translate({_x(x) + 4:.1f} {_y(y / top) - 8:.1f}) rotate(-60)">'
+        f"{escape(label)}</text>"
+        for (x, y), label in zip(points, labels, strict=False)
     )
     places = " ".join(f"{_x(x):.1f},{_y(y / top):.1f}" for x, y in points)
     ticks = "".join(
-        f'<text x="{_x(t)}" y="{_y(0) + 16}" text-anchor="middle">{t:g}</text>'
+        f'<text x="{_x(t)}" y="{_y(0) + 16}" text-anchor="middle">{low + t * (high - low):g}</text>'
         f'<text x="{_x(0) - 6}" y="{_y(t) + 4}" text-anchor="end">{t * top:g}</text>'
         for t in (0, 0.5, 1)
     )

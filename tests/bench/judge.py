@@ -9,6 +9,7 @@ of greedy drafts: its line comes from transformers, without a speed.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -276,9 +277,10 @@ def draw(results: Sequence[Result], top: int) -> str:
     judged = [r for r in results if r.name.startswith(("standard", "judge "))]
     judged.sort(key=lambda r: (r.length, r.name))
     return curve_svg(
-        [(r.length / top, (r.right or 0) / r.answers) for r in judged],
-        f"mean acceptance length, over {top}",
+        [(r.length, (r.right or 0) / r.answers) for r in judged],
+        f"mean acceptance length, of {top}",
         "share of right answers",
+        span=(math.floor(min(r.length for r in judged)), top),
         labels=[r.name.removeprefix("judge ") for r in judged],
     )
 
