@@ -122,7 +122,9 @@ def with_rules(args: argparse.Namespace, exams: Sequence[Exam]) -> list[list[Res
         max_model_len=1024,
     )
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    stage = Stage(llm, worker._verifier, worker.model_runner.rejection_sampler, args.drafts)
+    verifier = worker._verifier
+    never = replace(verifier.rule, threshold=1.0)
+    stage = Stage(llm, verifier, worker.model_runner.rejection_sampler, never, args.drafts)
     results = []
     for exam in exams:
         exam.sit("warm-up", llm)
@@ -144,6 +146,7 @@ class Stage:
     llm: Any
     verifier: Any
     sampler: Any
+    never: Any
     num_drafts: int
 
     def sit(self, name: str, rule: Any, exam: Exam) -> Result:
@@ -155,7 +158,7 @@ class Stage:
             self.verifier.rule = rule
             result = exam.sit(name, self.llm)
         else:
-            self.verifier.rule = replace(self.verifier.rule, threshold=1.0)
+            self.verifier.rule = self.never
             counted = exam.sit(name, self.llm)
         after = self.verifier.counts
         if rule is None:

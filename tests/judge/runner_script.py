@@ -230,10 +230,15 @@ def main(runner: str, what: str, folder: str) -> None:
         check_branches(Path(folder), runner)
         print("branches hold", flush=True)
     elif what == "eagle":
-        from .eagle import check_eagle
+        from .proposers import check_eagle
 
         check_eagle(Path(folder))
         print("eagle holds", flush=True)
+    elif what == "ngram":
+        from .proposers import check_ngram
+
+        check_ngram(Path(folder))
+        print("ngram holds", flush=True)
     elif what == "parallel":
         from .parallel import check_tensor_parallel
 

@@ -54,9 +54,10 @@ def test_branches(runner: str, tmp_path: Path) -> None:
     assert "branches hold" in run(runner, "branches", tmp_path)
 
 
-def test_eagle(tmp_path: Path) -> None:
-    """Drafts of an EAGLE head: standard and lossy, alone and in groups."""
-    assert "eagle holds" in run("v1", "eagle", tmp_path)
+@pytest.mark.parametrize("proposer", ["eagle", "ngram"])
+def test_proposers(proposer: str, tmp_path: Path) -> None:
+    """Drafts of an EAGLE head and of n-grams: standard and lossy, alone and in groups."""
+    assert f"{proposer} holds" in run("v1", proposer, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""EAGLE-style drafts: the hidden states a judge reads are the target's, in and out of branches.
+"""Drafts of EAGLE heads and of n-grams: a judge reads the target's own hidden states on them.
 
-A tiny random EAGLE head agrees with its target by chance only; which of its drafts are kept is what
-is tested, not how many.
+A tiny random EAGLE head, and words that occurred before, agree with the target by chance only;
+which drafts are kept is what is tested, in and out of branches, not how many.
 """
 
 from __future__ import annotations
@@ -46,12 +46,24 @@ def make_eagle(target: Path, folder: Path) -> Path:
 
 
 def check_eagle(folder: Path) -> None:
+    """Serve plain requests and groups with an EAGLE head."""
+    target = make_model(folder / "target")
+    model = str(make_eagle(target, folder / "eagle"))
+    check(folder, target, {"method": "eagle", "model": model})
+
+
+def check_ngram(folder: Path) -> None:
+    """Serve plain requests and groups with drafts looked up in their own text."""
+    lookup = {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    check(folder, make_model(folder / "target"), lookup)
+
+
+def check(folder: Path, target: Path, proposer: dict[str, Any]) -> None:
     """Serve plain requests and groups, standard and lossy."""
     from transformers import AutoModelForCausalLM
 
     from tests.engine.engine import Engine
 
-    target = make_model(folder / "target")
     model = AutoModelForCausalLM.from_pretrained(
         target, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -64,11 +76,7 @@ def check_eagle(folder: Path) -> None:
             "profile": grammar.write(folder),
             "judge": {"rule": "judge", "weights": str(weights)},
         },
-        speculative_config={
-            "method": "eagle",
-            "model": str(make_eagle(target, folder / "eagle")),
-            "num_speculative_tokens": NUM_DRAFTS,
-        },
+        speculative_config={**proposer, "num_speculative_tokens": NUM_DRAFTS},
         max_num_seqs=8,
         max_num_batched_tokens=64,
     )
