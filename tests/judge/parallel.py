@@ -52,7 +52,7 @@ def check_tensor_parallel(folder: Path) -> None:
         speculative_config=speculation(draft),
         dtype="float32",
         enforce_eager=True,
-        max_model_len=512,
+        max_model_len=2048,
         max_num_seqs=8,
     )
     asked = prompts(4, seed=7)
