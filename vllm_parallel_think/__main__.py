@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .core.errors import OptionError
+from .core.hogwild.recipe import Recipe
 from .core.profile import builtin_profiles, load_profile
 from .core.scan import Vocabulary
 from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         profile = load_profile(options.profile)
+        if isinstance(profile, Recipe):
+            raise OptionError(f"profile {profile.name!r} has workers; a trace needs one with paths")
         text = _read(options.file)
         vocabulary: Vocabulary | None = _tokenizer(options.tokenizer) if options.tokenizer else None
         counted_by = f"those of {options.tokenizer}" if options.tokenizer else PIECE_RULE

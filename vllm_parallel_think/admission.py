@@ -80,6 +80,7 @@ def _parse(extra_args: dict[str, Any] | None) -> RequestOptions:
             _settings.profiles,
             _settings.default,
             _settings.judge_threshold,
+            _settings.no_workers,
         )
     except OptionError as error:
         refusals.count("options")

@@ -15,10 +15,11 @@ from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from . import admission, streaming
 from .core.errors import OptionError
+from .core.hogwild.recipe import Recipe
 from .core.options import FLAG, ServerOptions
 from .judge import settings as judge_settings
 from .metrics import export, refusals
-from .settings import Settings, raw_options
+from .settings import Settings, raw_options, workers_refusal
 from .thoughts import check_file, shape_of
 
 logger = init_logger(__name__)
@@ -66,6 +67,7 @@ def configure(vllm_config: VllmConfig) -> None:
     if options.judge is not None:
         judge = judge_settings.load(options.judge, vllm_config)
         settings = replace(settings, judge_threshold=judge.threshold)
+    settings = replace(settings, no_workers=_prepare_workers(vllm_config, settings))
     _set_block_size(vllm_config, options)
     _set_classes(vllm_config)
     if current_platform.is_cuda():
@@ -141,6 +143,31 @@ def refuse_unsupported(config: VllmConfig, options: ServerOptions) -> None:
     for reason, present in reasons.items():
         if present:
             raise OptionError(f"parallel_think cannot serve {reason}: drop it, {WAY_OUT}")
+
+
+def _prepare_workers(config: VllmConfig, settings: Settings) -> str | None:
+    """Make a server whose default profile has workers fit for them; return what keeps others off.
+
+    Raises:
+        OptionError: The default profile has workers, and the server cannot run them.
+
+    """
+    default = settings.profiles.get(settings.default)
+    if not isinstance(default, Recipe):
+        return workers_refusal(config)
+    if config.scheduler_config.async_scheduling:
+        logger.info("parallel_think: async scheduling is off, as %s has workers", default.name)
+        config.scheduler_config.async_scheduling = False
+    refusal = workers_refusal(config)
+    if refusal is not None:
+        raise OptionError(f"profile {default.name}: {refusal}, {WAY_OUT}")
+    most = min(settings.options.max_paths, len(default.workers.names))
+    if most < default.workers.num_workers:
+        raise OptionError(
+            f"profile {default.name} has {default.workers.num_workers} workers, {FLAG}: max_paths "
+            f"allows {settings.options.max_paths}: raise it, {WAY_OUT}"
+        )
+    return None
 
 
 def _set_block_size(config: VllmConfig, options: ServerOptions) -> None:

@@ -10,6 +10,7 @@ from vllm.v1.request import Request
 
 from .core.graph import Node
 from .core.group import Group
+from .core.hogwild.group import HogwildGroup
 
 
 @dataclass(eq=False)
@@ -27,11 +28,15 @@ class Family:
         num_changes_seen: The group's changes that were acted upon.
         first_output: The prompt's output, if it had no token of the answer: what it says of the
             prompt goes out with the first one that has.
+        stash: Of workers that gave way, which K/V is on the host: node, blocks, and how many tokens
+            are computed where the node is still being written.
+        moves_told: The group's moves that the worker process was told of.
+        history_told: How many steps of its history that knows.
 
     """
 
     root: Request
-    group: Group
+    group: Group | HogwildGroup
     requests: dict[Node, Request] = field(default_factory=dict)
     parked: bool = False
     ended: bool = False
@@ -39,6 +44,9 @@ class Family:
     num_replays: int = 0
     num_changes_seen: int = 0
     first_output: EngineCoreOutput | None = None
+    stash: list[tuple[Node, int, int]] = field(default_factory=list)
+    moves_told: int = 0
+    history_told: int = 0
 
     @property
     def age(self) -> tuple[int, float, str]:

@@ -9,8 +9,10 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from .core.hogwild.group import HogwildGroup
 from .families import Family, FamilyTable
 from .ledger import BlockLedger
+from .messages import Swap
 
 logger = init_logger(__name__)
 
@@ -24,6 +26,8 @@ class GivingWayMixin(Scheduler):
     """Whether a branch was preempted in this step."""
     _preempted_other: bool
     """Whether anybody else was."""
+    _swaps: list[Swap]
+    """K/V to copy in front of the next step."""
 
     def _submit_ready(self, family: Family) -> None:
         """Start what can start."""
@@ -75,17 +79,24 @@ class GivingWayMixin(Scheduler):
             except Exception as error:
                 self._fault(youngest, error)
         elif holding:
-            pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
-            holding[0].error = (
-                f"the answer needs {holding[0].group.blocks_needed} KV blocks of {self.block_size} "
-                f"tokens, the whole pool has {pool}"
-            )
+            self._refuse_too_large(holding[0])
+
+    def _refuse_too_large(self, family: Family) -> None:
+        """Let a request fail that no other one could make room for."""
+        pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        family.error = (
+            f"the answer needs {family.group.blocks_needed} KV blocks of {self.block_size} "
+            f"tokens, the whole pool has {pool}"
+        )
 
     def _give_way(self, family: Family) -> None:
         """Drop a family's K/V; it is computed again, node by node, once there is room."""
         logger.debug("request %s gives way", family.root.request_id)
         family.parked = True
         family.num_replays += 1
+        if isinstance(family.group, HogwildGroup):
+            self._swap_out(family)
+            return
         for node, request in list(family.requests.items()):
             if node.computing:
                 self._drop_request(request)
@@ -109,10 +120,69 @@ class GivingWayMixin(Scheduler):
                 return True
             family.parked = False
             try:
+                if isinstance(family.group, HogwildGroup):
+                    self._swap_in(family)
                 self._submit_ready(family)
             except Exception as error:
                 self._fault(family, error)
         return False
+
+    def _swap_out(self, family: Family) -> None:
+        """Copy all K/V of a group of workers to the host, and let its blocks go.
+
+        What workers wrote was computed while they saw each other half finished. Computing it again
+        would need the order of every token; a copy is the same K/V by construction.
+        """
+        ids: list[int] = []
+        for node in family.group.nodes:
+            if node.sealed:
+                blocks = self._ledger.blocks(node)
+                family.stash.append((node, len(blocks), 0))
+                ids += [block.block_id for block in blocks]
+                self._ledger.release(node)
+                node.sealed = False
+        for node, request in family.requests.items():
+            if request is family.root:
+                continue
+            node.parked = True
+            if request.status == RequestStatus.RUNNING:
+                blocks = self.kv_cache_manager.coordinator.get_blocks(request.request_id)[0]
+                num_computed = request.num_computed_tokens
+                used = list(blocks[: -(-num_computed // self.block_size)])
+                family.stash.append((node, len(used), num_computed))
+                ids += [block.block_id for block in used]
+                if request in self.running:
+                    self.running.remove(request)
+                self._preempt_request(request, time.monotonic())
+                self.prev_step_scheduled_req_ids.discard(request.request_id)
+            self.kv_holding_waiting.remove_requests([request])
+            self.waiting.remove_requests([request])
+            self.deferred_waiting.discard(request)
+        self._swaps.append(Swap(family.root.request_id, tuple(ids), out=True))
+
+    def _swap_in(self, family: Family) -> None:
+        """Get blocks for a group's K/V on the host, and have it copied back."""
+        pool = self.kv_cache_manager.block_pool
+        managers = self.kv_cache_manager.coordinator.single_type_managers
+        if pool.get_num_free_blocks() < family.group.blocks_needed:
+            self._refuse_too_large(family)
+            return
+        blocks = pool.get_new_blocks(sum(count for _, count, _ in family.stash))
+        ids = tuple(block.block_id for block in blocks)
+        for node, count, num_computed in family.stash:
+            own, blocks = blocks[:count], blocks[count:]
+            request = family.requests.get(node)
+            if request is None:
+                self._ledger.adopt(node, own)
+                node.sealed = True
+            else:
+                # As if its K/V had come from another host: it has blocks, and goes on from there.
+                managers[0].req_to_blocks[request.request_id] = own
+                managers[0].num_cached_block[request.request_id] = 0
+                request.num_computed_tokens = num_computed
+        family.stash.clear()
+        family.history_told = family.moves_told = 0  # all blocks are others now
+        self._swaps.append(Swap(family.root.request_id, ids, out=False))
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False

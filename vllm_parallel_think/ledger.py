@@ -46,6 +46,13 @@ class BlockLedger:
         if hole := len(node.tokens) % self._block_size:
             self._headers.seal(blocks[-1].block_id, hole)
 
+    def adopt(self, node: Node, blocks: Sequence[KVCacheBlock]) -> None:
+        """Take over fresh blocks, with the reference they came with, as a finished node's."""
+        self._blocks[node] = list(blocks)
+        self._held.update(block.block_id for block in blocks)
+        if hole := len(node.tokens) % self._block_size:
+            self._headers.seal(blocks[-1].block_id, hole)
+
     def release(self, node: Node) -> None:
         """Give a node's blocks back to the pool, last ones first, so that they go first."""
         blocks = self._blocks.pop(node, [])

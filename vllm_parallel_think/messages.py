@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, fields
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
+from .core.hogwild.recipe import Layout
+from .core.hogwild.view import Run
+
 NATURAL = -1
 """Position header of a block whose tokens keep the positions vLLM gives them."""
 
@@ -31,6 +34,50 @@ class BlockHeaders:
     thought: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class TeamUpdate:
+    """What changed in what the workers of a group see, beside a token more of each.
+
+    Attributes:
+        team: The client's request.
+        layout: How the workers see each other.
+        prompt: The prompt's tokens.
+        first: How many steps of the history the worker process knows already; what it knows behind
+            them is forgotten.
+        history: Finished steps behind those, in order of completion.
+        headers: Headers that are in the KV cache as a whole, by role.
+        live: Request that writes a run, by role.
+        ended: Whether the group is over; nothing else counts then.
+
+    """
+
+    team: str
+    layout: Layout
+    prompt: Run | None = None
+    first: int = 0
+    history: tuple[Run, ...] = ()
+    headers: tuple[tuple[int, Run], ...] = ()
+    live: tuple[tuple[int, str], ...] = ()
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class Swap:
+    """K/V that moves between the device and the host, in front of a step.
+
+    Attributes:
+        team: The client's request whose K/V it is; it has one copy at most.
+        blocks: Physical blocks, in order.
+        out: Whether they are copied to the host, or back from it (then the copy is given up).
+            Without blocks a copy is just given up.
+
+    """
+
+    team: str
+    blocks: tuple[int, ...]
+    out: bool
+
+
 @dataclass
 class GroupSchedulerOutput(SchedulerOutput):
     """vLLM's scheduler output, with what the worker must know of groups.
@@ -40,12 +87,16 @@ class GroupSchedulerOutput(SchedulerOutput):
         has_branches: Whether a branch with a prefix of its own is in this batch.
         written: Tokens of the answer in front of branches that enter the batch, by request id; only
             for those whose penalties count them.
+        teams: Changes of groups whose workers see each other.
+        swaps: K/V to copy in front of the step, in order.
 
     """
 
     headers: BlockHeaders | None = None
     has_branches: bool = False
     written: dict[str, list[int]] = field(default_factory=dict)
+    teams: tuple[TeamUpdate, ...] = ()
+    swaps: tuple[Swap, ...] = ()
 
 
 _BASE_FIELDS = tuple(f.name for f in fields(SchedulerOutput))
@@ -56,9 +107,16 @@ def with_groups(
     headers: BlockHeaders | None,
     has_branches: bool,
     written: dict[str, list[int]],
+    teams: tuple[TeamUpdate, ...] = (),
+    swaps: tuple[Swap, ...] = (),
 ) -> GroupSchedulerOutput:
     """Return a copy of vLLM's output that carries what concerns groups."""
     values = {name: getattr(output, name) for name in _BASE_FIELDS}
     return GroupSchedulerOutput(
-        **values, headers=headers, has_branches=has_branches, written=written
+        **values,
+        headers=headers,
+        has_branches=has_branches,
+        written=written,
+        teams=teams,
+        swaps=swaps,
     )

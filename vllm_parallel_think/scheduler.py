@@ -29,16 +29,20 @@ from .core.errors import OptionError
 from .core.exchange import Cause, Chunk, Limits, Verdict
 from .core.graph import Kind, Node, State
 from .core.group import Group
+from .core.hogwild.group import HogwildGroup
+from .core.hogwild.recipe import Recipe
+from .core.hogwild.script import Script
 from .core.options import CONFIG_KEY, parse_request
 from .core.profile import builtin_profiles
 from .core.scan import Grammar
 from .families import Branch, Family, FamilyTable
-from .giving_way import GivingWayMixin
 from .headers import HeaderBook
 from .ledger import BlockLedger
-from .messages import with_groups
+from .lockstep import LockStepMixin, is_gang
+from .messages import Swap, TeamUpdate, with_groups
 from .observer import Observer
-from .settings import Settings
+from .settings import Settings, workers_refusal
+from .telling import end_of, update_of
 from .vocabulary import TokenizerVocabulary
 
 logger = init_logger(__name__)
@@ -47,7 +51,7 @@ _COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPE
 """Ends after which all tokens of a branch are in the KV cache."""
 
 
-class GroupSchedulerMixin(GivingWayMixin):
+class GroupSchedulerMixin(LockStepMixin):
     """Adds sequence groups to a vLLM scheduler."""
 
     waiting: RequestQueue
@@ -57,6 +61,7 @@ class GroupSchedulerMixin(GivingWayMixin):
         self._settings = Settings.from_config(self.vllm_config)
         self._grammars = self._usable_grammars()
         self._profiles = {name: grammar.profile for name, grammar in self._grammars.items()}
+        self._no_workers = workers_refusal(self.vllm_config)
         pattern = self._settings.options.vote_pattern
         self._vote_pattern = re.compile(pattern) if pattern is not None else None
         self._families = FamilyTable()
@@ -64,6 +69,10 @@ class GroupSchedulerMixin(GivingWayMixin):
         self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
         self._num_requests_made = 0
         self._preempted_member = self._preempted_other = False
+        self._swaps: list[Swap] = []
+        self._ended_teams: list[TeamUpdate] = []
+        self._aside: list[Request] = []
+        self._is_scheduling = False
         ends = self.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
         self._eos_tokens = {ends} if isinstance(ends, int) else set(ends or ())
         self._keep_branches_out_of_prefix_cache()
@@ -73,13 +82,17 @@ class GroupSchedulerMixin(GivingWayMixin):
             shown = [self._settings.default] if self._settings.default in self._grammars else []
             self._observer.count(self._settings.default, shown, pool)
 
-    def _usable_grammars(self) -> dict[str, Grammar]:
+    def _usable_grammars(self) -> dict[str, Grammar | Script]:
         """Bind profiles to the tokenizer; a built-in one that nobody chose may not suit it."""
         vocabulary = TokenizerVocabulary.from_config(self.vllm_config.model_config)
-        grammars = {}
+        grammars: dict[str, Grammar | Script] = {}
         for name, profile in self._settings.profiles.items():
-            grammar = Grammar(profile, vocabulary)
             try:
+                grammar: Grammar | Script
+                if isinstance(profile, Recipe):
+                    grammar = Script(profile, vocabulary)
+                else:
+                    grammar = Grammar(profile, vocabulary)
                 grammar.check(self.vllm_config.model_config.get_vocab_size())
             except OptionError as error:
                 if name == self._settings.default or name not in builtin_profiles():
@@ -111,16 +124,20 @@ class GroupSchedulerMixin(GivingWayMixin):
             return None
         try:
             options = parse_request(
-                params.extra_args, self._settings.options, self._profiles, self._settings.default
+                params.extra_args,
+                self._settings.options,
+                self._profiles,
+                self._settings.default,
+                no_workers=self._no_workers,
             )
             if options.profile is None:
                 return None
-            group = Group(
-                request.prompt_token_ids,
-                self._grammars[options.profile],
-                options,
-                self._limits(request),
-            )
+            words, prompt = self._grammars[options.profile], request.prompt_token_ids
+            group: Group | HogwildGroup
+            if isinstance(words, Script):
+                group = HogwildGroup(prompt, words, options, self._limits(request))
+            else:
+                group = Group(prompt, words, options, self._limits(request))
         except OptionError as error:
             # The front end answers such a request with HTTP 400; other ways in get a plain request.
             logger.warning("request %s runs without branches: %s", request.request_id, error)
@@ -151,7 +168,7 @@ class GroupSchedulerMixin(GivingWayMixin):
         pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         return self._ledger.num_held + num_blocks <= self._settings.options.held_kv_fraction * pool
 
-    def _open(self, request: Request, group: Group) -> bool:
+    def _open(self, request: Request, group: Group | HogwildGroup) -> bool:
         """Append the profile's opening to the prompt; return whether there is room for it."""
         opening = list(group.opening)
         limit = self._settings.options.max_total_tokens
@@ -159,26 +176,35 @@ class GroupSchedulerMixin(GivingWayMixin):
             request.max_tokens = min(request.max_tokens, limit)
         if not opening:
             return True
-        if (
-            len(opening) >= request.max_tokens
-            or request.num_tokens + len(opening) >= self.max_model_len
-        ):
+        # Rules for workers are no part of the answer.
+        visible = 0 if isinstance(group, HogwildGroup) else len(opening)
+        if visible >= request.max_tokens or request.num_tokens + len(opening) >= self.max_model_len:
             return False
         assert request.prompt_token_ids is not None
         request.prompt_token_ids = [*request.prompt_token_ids, *opening]
         request._all_token_ids.extend(opening)
         request.num_prompt_tokens += len(opening)
-        request.max_tokens -= len(opening)
+        request.max_tokens -= visible
         request.update_block_hashes()
         return True
 
     # -- scheduling ----------------------------------------------------------------------------
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        # A preemption inside this call is vLLM's own, in the middle of a step.
+        try:
+            return self._schedule(throttle_prefills)
+        finally:
+            self._is_scheduling = False
+
+    def _schedule(self, throttle_prefills: bool) -> SchedulerOutput:
         if not self._families and self._headers.idle:
             return super().schedule(throttle_prefills)
         self._preempted_member = self._preempted_other = False
-        if self._unpark():
+        some_wait = self._unpark()
+        self._align_gangs()
+        self._is_scheduling = True
+        if some_wait:
             # Newcomers would take the room that a family which gave way is waiting for.
             newcomers = self.waiting
             self.waiting = create_request_queue(self.policy)
@@ -189,13 +215,30 @@ class GroupSchedulerMixin(GivingWayMixin):
                 self.waiting = newcomers
         else:
             output = super().schedule(throttle_prefills)
+        self._restore_aside()
+        self._note_strays(output)
         if output.total_num_scheduled_tokens == 0 and self._is_stuck():
             self._make_room()
         has_branches = self._place_blocks(output)
         headers, written = self._headers.take(), self._written(output)
-        if headers is None and not has_branches and not written:
+        teams, swaps = self._team_updates(), tuple(self._swaps)
+        self._swaps.clear()
+        if headers is None and not (has_branches or written or teams or swaps):
             return output
-        return with_groups(output, headers, has_branches, written)
+        return with_groups(output, headers, has_branches, written, teams, swaps)
+
+    def _team_updates(self) -> tuple[TeamUpdate, ...]:
+        """Return what workers' groups look like, where that changed."""
+        updates, self._ended_teams = self._ended_teams, []
+        for family in self._families:
+            try:
+                update = update_of(family, self._ledger)
+            except Exception as error:
+                self._fault(family, error)
+                continue
+            if update is not None:
+                updates.append(update)
+        return tuple(updates)
 
     def _get_local_prefix_cache_hit(
         self, request: Request, *bounds: Any
@@ -231,6 +274,11 @@ class GroupSchedulerMixin(GivingWayMixin):
             super()._preempt_request(request, timestamp, drop_stale_output)
             return
         self._preempted_member = True
+        if is_gang(branch.family) and not branch.family.parked:
+            if not self._is_scheduling:
+                self._give_way(branch.family)  # none of its workers goes on without the others
+                return
+            branch.family.error = "a worker was preempted while others took the step"
         own = self._own_blocks(branch)
         super()._preempt_request(request, timestamp, drop_stale_output)
         self._ledger.forget(own)
@@ -252,7 +300,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             if block_ids is not None:
                 self._place(req_id, block_ids, whole=req_id in cached.resumed_req_ids)
         return any(
-            branch.node.prefix
+            branch.node.prefix or self._is_gang_member(branch.request)
             for req_id in output.num_scheduled_tokens
             if (branch := self._families.branch(req_id)) is not None
         )
@@ -440,6 +488,7 @@ class GroupSchedulerMixin(GivingWayMixin):
     def _advance(self, family: Family) -> list[EngineCoreOutput]:
         """Start what can start, drop what nobody will see, and return what the client may see."""
         group = family.group
+        group.settle()
         for node in group.take_dropped():
             if (request := family.requests.get(node)) is not None:
                 self._drop_request(request)
@@ -489,7 +538,7 @@ class GroupSchedulerMixin(GivingWayMixin):
             self._drop_request(request, RequestStatus.FINISHED_STOPPED)
 
     @staticmethod
-    def _move_prefill_stats(group: Group, opening: EngineCoreOutput) -> None:
+    def _move_prefill_stats(group: Group | HogwildGroup, opening: EngineCoreOutput) -> None:
         """Put what vLLM reports once, with a request's first output, on the opening in front."""
         if group.trunk.outbox:
             first = group.trunk.outbox[0].payload
@@ -560,6 +609,11 @@ class GroupSchedulerMixin(GivingWayMixin):
                 self._ledger.release(node)
                 node.sealed = False
         self._families.remove(family)
+        if (told := end_of(family)) is not None:
+            self._ended_teams.append(told)
+        if family.stash:
+            family.stash.clear()
+            self._swaps.append(Swap(family.root.request_id, (), out=False))
         if family.group.branched and self.finished_req_ids_dict is not None:
             self.finished_req_ids_dict[family.root.client_index].add(family.root.request_id)
         own = "branched" if family.group.branched else "unbranched"

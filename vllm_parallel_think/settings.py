@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vllm.config import VllmConfig
 
 from .core.errors import OptionError
+from .core.hogwild.recipe import Recipe
 from .core.options import CONFIG_KEY, ServerOptions
 from .core.profile import Profile, builtin_profiles, load_profile
 
@@ -20,13 +21,15 @@ class Settings:
         profiles: Profiles that requests may name, by name.
         default: Name of the profile for requests that name none, or ``off``.
         judge_threshold: Least threshold of the judge, where it has one and the model is known.
+        no_workers: Why this server cannot run profiles with workers, if it cannot.
 
     """
 
     options: ServerOptions
-    profiles: dict[str, Profile]
+    profiles: dict[str, Profile | Recipe]
     default: str
     judge_threshold: float | None = None
+    no_workers: str | None = None
 
     @classmethod
     def load(cls, options: ServerOptions) -> Settings:
@@ -47,7 +50,7 @@ class Settings:
         return cls(options, profiles, default)
 
     @staticmethod
-    def _add(profiles: dict[str, Profile], path: str) -> str:
+    def _add(profiles: dict[str, Profile | Recipe], path: str) -> str:
         """Load a profile file; return its name."""
         profile = load_profile(path)
         taken = profiles.get(profile.name)
@@ -68,3 +71,20 @@ def raw_options(vllm_config: VllmConfig) -> object | None:
     """Return what ``--additional-config`` says about this plugin, or ``None``."""
     additional = vllm_config.additional_config
     return additional.get(CONFIG_KEY) if isinstance(additional, dict) else None
+
+
+def workers_refusal(vllm_config: VllmConfig) -> str | None:
+    """Return why a server cannot run profiles with workers that see each other, if it cannot."""
+    parallel = vllm_config.parallel_config
+    reasons = {
+        "workers would see each other's unverified drafts: drop --speculative-config": (
+            vllm_config.speculative_config is not None
+        ),
+        "workers see each other's newest tokens: start the server with --no-async-scheduling": bool(
+            vllm_config.scheduler_config.async_scheduling
+        ),
+        "workers' rows must run in one forward: drop --pipeline-parallel-size": (
+            parallel.pipeline_parallel_size > 1
+        ),
+    }
+    return next((reason for reason, present in reasons.items() if present), None)

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from .messages import NATURAL, BlockHeaders
+from .teams import TeamTables
 from .thoughts import ThoughtEmbeddings
 
 _tables: WeakValueDictionary[str, BlockTables] = WeakValueDictionary()
@@ -22,7 +23,8 @@ class BlockTables:
         position: [num_blocks] int64, RoPE position of slot 0, or ``NATURAL``.
         thought: [num_blocks] int64, thought embedding of the block's tokens; 0 is none.
         thoughts: The model's thought embeddings, if it is served with any.
-        has_branches: Whether the current batch holds a branch with a prefix of its own.
+        teams: Groups whose workers see each other.
+        has_branches: Whether the current batch holds a branch whose attention is not vLLM's.
 
     """
 
@@ -32,6 +34,7 @@ class BlockTables:
         self.position = torch.full((num_blocks,), NATURAL, dtype=torch.int64, device=device)
         self.thought = torch.zeros(num_blocks, dtype=torch.int64, device=device)
         self.thoughts: ThoughtEmbeddings | None = None
+        self.teams: TeamTables | None = None
         self.has_branches = False
 
     def apply(self, headers: BlockHeaders) -> None:

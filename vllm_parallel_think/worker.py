@@ -13,11 +13,13 @@ from vllm.v1.worker.worker_base import WorkerBase
 from . import tables
 from .judge import attach
 from .judge.verifier import Verifier
-from .messages import GroupSchedulerOutput
+from .messages import GroupSchedulerOutput, Swap
 from .metrics.judging import JudgeCounter
 from .penalties import count_written
 from .settings import Settings
+from .swapping import HostCopies
 from .tables import BlockTables
+from .teams import TeamTables, rotary_of, row_ids_of
 from .thoughts import ThoughtEmbeddings, load, shape_of
 
 
@@ -29,6 +31,7 @@ class GroupWorkerMixin(WorkerBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tables: BlockTables | None = None
+        self._copies: HostCopies | None = None
         self._natural_positions: torch.Tensor | None = None
         self._written: dict[str, list[int]] = {}
         self._verifier: Verifier | None = None
@@ -63,8 +66,14 @@ class GroupWorkerMixin(WorkerBase):
         )
         tables.publish(self.vllm_config.instance_id, self._tables)
         self._tables.thoughts = self._load_thoughts()
+        self._tables.teams = TeamTables(
+            self.cache_config.block_size,
+            rotary_of(self.get_model()),
+            row_ids_of(self.model_runner),
+        )
         super().initialize_from_config(kv_cache_config)
         self._refuse_foreign_attention(kv_cache_config)
+        self._num_blocks = kv_cache_config.num_blocks
 
     def _load_thoughts(self) -> ThoughtEmbeddings | None:
         """Load this worker's share of the thought embeddings, if the server has any."""
@@ -81,9 +90,14 @@ class GroupWorkerMixin(WorkerBase):
         if block_tables is not None:
             ours = isinstance(scheduler_output, GroupSchedulerOutput)
             if ours:
+                if scheduler_output.swaps:
+                    self._swap(scheduler_output.swaps)
                 if scheduler_output.headers is not None:
                     block_tables.apply(scheduler_output.headers)
                 self._written |= scheduler_output.written
+            if block_tables.teams is not None:
+                updates = scheduler_output.teams if ours else ()
+                block_tables.teams.apply(scheduler_output, updates)
             block_tables.has_branches = ours and scheduler_output.has_branches
         if self._written:
             for req_id in scheduler_output.finished_req_ids:
@@ -93,6 +107,11 @@ class GroupWorkerMixin(WorkerBase):
         if self._judge_counter is not None:
             self._judge_counter.stepped(idle=scheduler_output.total_num_scheduled_tokens == 0)
         return super().execute_model(scheduler_output)
+
+    def _swap(self, swaps: tuple[Swap, ...]) -> None:
+        if self._copies is None:
+            self._copies = HostCopies(self.model_runner.kv_caches, self._num_blocks)
+        self._copies.apply(swaps)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         if self._verifier is None:

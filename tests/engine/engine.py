@@ -16,6 +16,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.triton_utils import dispatcher
 
 from vllm_parallel_think.attention.cpu import logical_cache
+from vllm_parallel_think.core.hogwild.group import HogwildGroup
 from vllm_parallel_think.plugin import register
 from vllm_parallel_think.scheduler import GroupSchedulerMixin
 
@@ -130,8 +131,12 @@ class Engine:
         scheduler, end = self.scheduler, self.scheduler._end
 
         def record(family: Any, *args: Any) -> None:
-            snapshot = Snapshot(list(family.group.nodes))
-            for node in family.group.nodes:
+            group = family.group
+            # What workers wrote stands in the order of completion, beside what they never finished.
+            workers = isinstance(group, HogwildGroup)
+            nodes = [group.trunk, *group.history] if workers else list(group.nodes)
+            snapshot = Snapshot(nodes)
+            for node in nodes:
                 if not node.sealed:
                     break
                 self._copy(node, snapshot)

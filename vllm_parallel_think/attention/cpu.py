@@ -14,10 +14,11 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from attention_kernels import SegmentPlan, segmented_attention
+from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
 from .. import tables
-from .plan import plan_rows
+from ..teams import TeamRows
+from .plan import leave_to_teams, plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
@@ -28,11 +29,13 @@ class GroupCPUMetadata(CPUAttentionMetadata):
 
     Attributes:
         plan: The rows that our kernel computes.
+        team: The rows of workers that see each other, computed by it as well.
         is_whole: Whether these are all rows of the batch: the stock kernel is not called at all.
 
     """
 
     plan: SegmentPlan | None = None
+    team: TeamRows | None = None
     is_whole: bool = False
 
 
@@ -57,9 +60,13 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        team = headers.teams.rows(common_attn_metadata) if headers.teams is not None else None
         plan, seq_lens = plan_rows(common_attn_metadata, headers)
+        if team is not None:
+            plan, seq_lens = leave_to_teams(plan, seq_lens, team)
         assert plan.row_mask is not None
-        if not plan.row_mask.any():
+        num_planned = int(plan.row_mask.sum()) + (len(team.rows) if team is not None else 0)
+        if not num_planned:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         # The stock kernel computes all rows; those of the plan cost it next to nothing this way.
         metadata = super().build(
@@ -68,7 +75,12 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         values = {
             name: getattr(metadata, name) for name in CPUAttentionMetadata.__dataclass_fields__
         }
-        return GroupCPUMetadata(**values, plan=plan, is_whole=bool(plan.row_mask.all()))
+        return GroupCPUMetadata(
+            **values,
+            plan=plan if plan.row_mask.any() else None,
+            team=team,
+            is_whole=num_planned == common_attn_metadata.num_reqs,
+        )
 
 
 class GroupCPUImpl(CPUAttentionBackendImpl):
@@ -114,22 +126,35 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
                 output_scale,
                 output_block_scale,
             )
-        plan = getattr(attn_metadata, "plan", None)
-        if plan is not None:
-            assert attn_metadata is not None
-            num_tokens = attn_metadata.num_actual_tokens
-            keys, values = logical_cache(kv_cache, self.head_size)
-            segmented_attention(
-                query[:num_tokens],
-                keys,
-                values,
-                plan,
-                scale=self.scale,
-                out=output.view(-1, self.num_heads, self.head_size)[:num_tokens],
-                provider="cpu",
-                return_lse=False,
-            )
+        if isinstance(attn_metadata, GroupCPUMetadata):
+            if attn_metadata.plan is not None:
+                self._attend(query, kv_cache, attn_metadata, attn_metadata.plan, output)
+            if (team := attn_metadata.team) is not None:
+                self._attend(query, kv_cache, attn_metadata, team.plan, output, team.rotary)
         return output
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: GroupCPUMetadata,
+        plan: SegmentPlan,
+        output: torch.Tensor,
+        rotary: Rotary | None = None,
+    ) -> None:
+        num_tokens = metadata.num_actual_tokens
+        keys, values = logical_cache(kv_cache, self.head_size)
+        segmented_attention(
+            query[:num_tokens],
+            keys,
+            values,
+            plan,
+            scale=self.scale,
+            rotary=rotary,
+            out=output.view(-1, self.num_heads, self.head_size)[:num_tokens],
+            provider="cpu",
+            return_lse=False,
+        )
 
 
 class GroupCPUBackend(CPUAttentionBackend):

@@ -10,6 +10,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from attention_kernels import SegmentPlan, rows_that_share
 
 from ..tables import BlockTables
+from ..teams import TeamRows
 
 SHARED_KEYS = 1024
 """Keys that rows without holes must share to be taken from the stock kernel.
@@ -64,3 +65,20 @@ def plan_rows(
     cut = metadata.seq_lens.clone()
     cut[:num_reqs] = torch.where(planned, query_lens, seq_lens)
     return plan, cut
+
+
+def leave_to_teams(
+    plan: SegmentPlan, seq_lens: torch.Tensor, team: TeamRows
+) -> tuple[SegmentPlan, torch.Tensor]:
+    """Leave workers' rows, which have a plan of their own, to that; nothing waits for the device.
+
+    Returns:
+        The plan without them, and the lengths for the stock kernel with theirs cut to their query.
+
+    """
+    rows = torch.tensor(team.rows).to(seq_lens.device, non_blocking=True)
+    assert plan.row_mask is not None
+    seq_lens[rows] = plan.query_len[rows].to(seq_lens.dtype)
+    mask = plan.row_mask.clone()
+    mask[rows] = False
+    return replace(plan, row_mask=mask), seq_lens

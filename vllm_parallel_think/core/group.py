@@ -224,6 +224,9 @@ class Group:
             return []
         return [lane.nodes[-1] for lane in fork.lanes if not lane.ended]
 
+    def settle(self) -> None:
+        """Act at the end of the engine's step: nothing here waits for that."""
+
     # -- what the adapter asks ---------------------------------------------------------------
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .errors import OptionError
+from .hogwild.recipe import LAYOUTS, MAX_WORKERS, Layout, Recipe
 from .profile import Profile
 
 CONFIG_KEY = "parallel_think"
@@ -125,6 +126,10 @@ class RequestOptions:
         termination: Share of the paths that must have ended before all others are cut.
         path_temperature: Sampling temperature of paths, ``None`` for the request's.
         vote: Whether the paths are independent answers, and the majority's is sent.
+        num_workers: Workers of a Hogwild profile, ``None`` for the profile's number.
+        layout: How they see each other, ``None`` for the profile's.
+        check_every: Tokens from one redundancy check to the next, ``None`` for the profile's.
+        worker_tokens: Tokens that each worker may sample, ``None`` for the profile's.
 
     """
 
@@ -140,6 +145,10 @@ class RequestOptions:
     termination: float = 1.0
     path_temperature: float | None = None
     vote: bool = False
+    num_workers: int | None = None
+    layout: Layout | None = None
+    check_every: int | None = None
+    worker_tokens: int | None = None
 
 
 AT_START_KEYS = (
@@ -150,6 +159,12 @@ AT_START_KEYS = (
     "pt_vote",
 )
 """Keys for profiles that fork at the start."""
+
+HOGWILD_KEYS = ("pt_num_workers", "pt_layout", "pt_check_every", "pt_worker_tokens")
+"""Keys for profiles with workers that see each other."""
+
+PATH_KEYS = ("pt_max_paths", "pt_max_depth", "pt_path_tokens", "pt_critical_tokens", "pt_join")
+"""Keys for profiles with paths."""
 
 TERMINATIONS = {"first": 0.0, "half": 0.5, "all": 1.0}
 
@@ -162,6 +177,7 @@ REQUEST_KEYS = (
     "pt_join",
     "pt_live",
     *AT_START_KEYS,
+    *HOGWILD_KEYS,
     "pt_judge",
     "pt_judge_threshold",
 )
@@ -179,9 +195,10 @@ def is_ours(key: str) -> bool:
 def parse_request(
     extra: Mapping[str, Any] | None,
     server: ServerOptions,
-    profiles: Mapping[str, Profile],
+    profiles: Mapping[str, Profile | Recipe],
     default: str,
     judge_threshold: float | None = None,
+    no_workers: str | None = None,
 ) -> RequestOptions:
     """Check a request's ``vllm_xargs`` against the server's limits.
 
@@ -192,6 +209,7 @@ def parse_request(
         default: Profile of requests that name none, or ``off``.
         judge_threshold: The judge's threshold, which a request may only raise; ``None`` where the
             rule has none, or is not known.
+        no_workers: Why this server cannot run profiles with workers, if it cannot.
 
     Raises:
         OptionError: Names the key, the value and what is allowed; suits an HTTP 400.
@@ -207,6 +225,7 @@ def parse_request(
             f"vllm_xargs.parallel_think must be one of {', '.join(names)}; got {name!r}"
         )
     where = "vllm_xargs"
+    _check_workers(values, name, profiles, server, no_workers)
     _number(values, "pt_max_paths", 1, server.max_paths, where)
     _number(values, "pt_max_depth", 0, server.max_depth, where)
     _number(values, "pt_path_tokens", 1, 2**31, where)
@@ -232,6 +251,10 @@ def parse_request(
         termination=_termination(values.get("pt_termination", "all")),
         path_temperature=_temperature(values.get("pt_path_temperature")),
         vote=votes,
+        num_workers=values.get("pt_num_workers"),
+        layout=values.get("pt_layout"),
+        check_every=values.get("pt_check_every"),
+        worker_tokens=values.get("pt_worker_tokens"),
     )
 
 
@@ -242,12 +265,58 @@ def _flag(values: Mapping[str, Any], key: str) -> bool:
     return bool(value)
 
 
-def _check_at_start(values: Mapping[str, Any], name: str, profiles: Mapping[str, Profile]) -> None:
+def _check_workers(
+    values: Mapping[str, Any],
+    name: str,
+    profiles: Mapping[str, Profile | Recipe],
+    server: ServerOptions,
+    no_workers: str | None,
+) -> None:
+    """Check the keys of workers, and refuse them and paths' keys where they mean nothing."""
+    recipe = profiles.get(name)
+    if not isinstance(recipe, Recipe):
+        if wrong := [key for key in HOGWILD_KEYS if key in values]:
+            fitting = [known for known, found in profiles.items() if isinstance(found, Recipe)]
+            raise OptionError(
+                f"vllm_xargs.{wrong[0]} needs a profile with workers ({', '.join(fitting)}); "
+                f"got {name!r}"
+            )
+        return
+    if no_workers is not None:
+        raise OptionError(f"vllm_xargs.parallel_think {name!r}: {no_workers}")
+    if wrong := [key for key in PATH_KEYS if key in values]:
+        raise OptionError(
+            f"vllm_xargs.{wrong[0]} means nothing to the workers of {name!r}; allowed beside it: "
+            f"{', '.join(HOGWILD_KEYS)}"
+        )
+    most = min(MAX_WORKERS, server.max_paths, len(recipe.workers.names))
+    _number(values, "pt_num_workers", 2, most, "vllm_xargs")
+    if values.get("pt_num_workers", recipe.workers.num_workers) > most:
+        raise OptionError(
+            f"vllm_xargs.pt_num_workers: {name!r} has {recipe.workers.num_workers} workers, this "
+            f"server allows {most} (max_paths); send fewer"
+        )
+    _number(values, "pt_check_every", 0, 2**31, "vllm_xargs")
+    _number(values, "pt_worker_tokens", 1, 2**31, "vllm_xargs")
+    layout = values.get("pt_layout", LAYOUTS[0])
+    if layout not in LAYOUTS:
+        raise OptionError(
+            f"vllm_xargs.pt_layout must be one of {', '.join(LAYOUTS)}; got {layout!r}"
+        )
+
+
+def _check_at_start(
+    values: Mapping[str, Any], name: str, profiles: Mapping[str, Profile | Recipe]
+) -> None:
     """Refuse keys that a profile has no use for."""
-    if name in profiles and profiles[name].fork.at_start:
+
+    def at_start(profile: Profile | Recipe | None) -> bool:
+        return isinstance(profile, Profile) and profile.fork.at_start
+
+    if at_start(profiles.get(name)):
         return
     if wrong := [key for key in AT_START_KEYS if key in values]:
-        fitting = [known for known, profile in profiles.items() if profile.fork.at_start]
+        fitting = [known for known, profile in profiles.items() if at_start(profile)]
         raise OptionError(
             f"vllm_xargs.{wrong[0]} needs a profile that forks at the start "
             f"({', '.join(fitting)}); got {name!r}"

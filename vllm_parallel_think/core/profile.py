@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .errors import OptionError
+from .hogwild.recipe import Recipe, parse_recipe
 
 Tag = str | int
 """A tag the model writes: its text, or the id of a single special token."""
@@ -178,7 +179,7 @@ def builtin_profiles() -> tuple[str, ...]:
     return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml")))
 
 
-def load_profile(name_or_path: str) -> Profile:
+def load_profile(name_or_path: str) -> Profile | Recipe:
     """Load a built-in profile by name, or a profile file by its path (ending in ``.toml``).
 
     Raises:
@@ -202,8 +203,8 @@ def load_profile(name_or_path: str) -> Profile:
     return parse_profile(resource.read_text("utf-8"), source=name_or_path)
 
 
-def parse_profile(text: str, source: str) -> Profile:
-    """Parse a profile from TOML.
+def parse_profile(text: str, source: str) -> Profile | Recipe:
+    """Parse a profile, or a recipe for workers, from TOML.
 
     Args:
         text: The file's content.
@@ -217,6 +218,8 @@ def parse_profile(text: str, source: str) -> Profile:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"profile {source}: not valid TOML: {error}") from None
+    if "workers" in raw:
+        return parse_recipe(raw, source)
     tables = {}
     for key, rule in (("fork", ForkRule), ("path", PathRule), ("join", JoinRule)):
         table = raw.pop(key, None)

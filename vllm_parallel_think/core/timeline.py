@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .graph import Node, State
 from .group import Group
+from .hogwild.group import HogwildGroup
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Segment:
     tokens: int
 
 
-def segments(group: Group) -> list[Segment]:
+def segments(group: Group | HogwildGroup) -> list[Segment]:
     """Return a request's parts in the order of the text; dropped ones are left out."""
     nodes = [*group.nodes, *group.outvoted]
     return [_segment(node) for node in nodes if node.state is not State.DROPPED]

@@ -14,6 +14,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from spec_decode.rules import Judge
 
+from ..core.profile import Profile
 from ..settings import Settings
 from . import expand, runner_v1
 from . import settings as judge_settings
@@ -49,7 +50,8 @@ def to_worker(worker: WorkerBase, settings: Settings) -> Verifier | None:
     rule = judge_settings.load(raw, config).rule
     if isinstance(rule, Judge):
         rule = replace(rule, head=rule.head.to(device))
-    profiles = settings.profiles
+    # Workers do not run beside drafts.
+    profiles = {n: p for n, p in settings.profiles.items() if isinstance(p, Profile)}
     model = config.model_config
     stops = StopStrings(token_texts(model), model.get_vocab_size(), device)
     verifier = Verifier(

@@ -1,0 +1,492 @@
+"""The life of one request whose workers think side by side: a pure state machine.
+
+To the scheduler it looks like :class:`~vllm_parallel_think.core.group.Group`: it is told what was
+sampled and what ended, and answers with nodes that need a vLLM request and with tokens whose turn
+has come. A node is one worker's step. Nodes have no prefix of their own: what they see changes from
+step to step, and is told by :class:`~vllm_parallel_think.core.hogwild.view.Team`.
+
+Whatever depends on the order in which the engine reports its rows waits for :meth:`settle`, at the
+end of the engine's step: so the same tokens come out whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from ..exchange import Cause, Chunk, Emission, Finish, Limits, Verdict
+from ..graph import Fork, Kind, Lane, Node, State
+from ..live import show_path
+from ..options import RequestOptions
+from .recipe import Layout
+from .script import Script
+from .steps import StepText
+from .view import ANSWER, OTHERS, OWN
+
+_ANSWERS = ("yes", "no")
+_CHECK_TOKENS = 8
+"""Sampled tokens in which a check's answer is looked for."""
+
+
+class Worker:
+    """One worker: its lane, and what the group must know of the step it is writing."""
+
+    def __init__(self, number: int, lane: Lane) -> None:
+        self.number = number
+        self.lane = lane
+        self.num_steps = 0
+        self.num_sampled = 0
+        self.step = StepText()
+        self.text = ""
+        """What it sampled in this step, while a mark or a check's answer may be in it."""
+        self.checked = False
+        """Whether this step began with a check whose answer is not known yet."""
+        self.carry: int | None = None
+        """The token that ended the last step: it has no K/V, and starts the next one."""
+        self.ended: Cause | None = None
+        """Why the current step ended, until the group has settled that."""
+        self.stop_reason: int | None = None
+
+    @property
+    def node(self) -> Node:
+        """The step being written, or the last one."""
+        return self.lane.nodes[-1]
+
+
+class HogwildGroup:
+    """One client request and its workers."""
+
+    def __init__(
+        self, prompt: Sequence[int], script: Script, options: RequestOptions, limits: Limits
+    ) -> None:
+        recipe = script.recipe
+        self._script, self._options, self._limits = script, options, limits
+        self._num_workers = options.num_workers or recipe.workers.num_workers
+        every = options.check_every
+        self._check_every = recipe.check.every if every is None else every
+        self._worker_tokens = options.worker_tokens or recipe.workers.max_tokens
+        self.layout: Layout = options.layout or recipe.workers.layout
+        self.finish: Finish | None = None
+        self.finished = False
+        self.num_changes = 1
+        self.num_moves = 0
+        """Grows whenever what rows see changes otherwise than by a token more."""
+        self.fallbacks: Counter[str] = Counter()
+        self.opening = tuple(script.opening(self._num_workers))
+        self.history: list[Node] = []
+        """Finished steps in the order of completion; their K/V is there."""
+        self.roles: dict[Node, int] = {}
+        self.workers: list[Worker] = []
+        self._order: list[Node] = []
+        self._cursor = 0
+        self._entered = False
+        self._num_emitted = 0
+        self._num_nodes = 0
+        self._num_reused = 0
+        self._since_check = 0
+        self._checks: Counter[str] = Counter()
+        self._over = False
+        """Whether workers stop with the next token, as there is no room for more."""
+        self._trunk_settled = False
+        lane = Lane(depth=0, room=limits.index_blocks, forks_left=0)
+        given = [*prompt, *self.opening]
+        self._last_of_prompt: list[int] = []
+        if not script.step(0, 1):  # only a recipe for a lone worker has none
+            self._last_of_prompt = [given.pop()]
+        self.trunk = self._add_node(Kind.TRUNK, lane, ANSWER, given, num_hidden=len(given))
+        # Its one step computes the prompt; what that samples is of no use.
+        self.trunk.state = State.CLOSING
+        self._order.append(self.trunk)
+        self._num_tokens = len(given)
+
+    # -- what the adapter reports ------------------------------------------------------------
+
+    def feed(self, node: Node, token: int) -> Verdict:
+        """Take a token that was sampled for a step and appended to its request."""
+        if node.state is State.DROPPED:
+            return Verdict.END
+        node.tokens.append(token)
+        self._num_tokens += 1
+        if node.first_at is None:
+            node.first_at = self._limits.clock()
+        if self.roles[node] == ANSWER:
+            return Verdict.END if node.num_sampled >= (node.limit or 0) else Verdict.CONTINUE
+        worker = self.workers[self.roles[node]]
+        worker.num_sampled += 1
+        self._since_check += 1
+        ends = self._reads(worker, token)
+        if self._over or worker.num_sampled >= self._worker_tokens:
+            # The last token gets its K/V: the answer is to see everything that was written.
+            node.state = State.CLOSING
+            return Verdict.CLOSE
+        return Verdict.END if ends else Verdict.CONTINUE
+
+    def _reads(self, worker: Worker, token: int) -> bool:
+        """Read a sampled token; return whether it ends the worker's step."""
+        piece = self._script.vocabulary.piece(token)
+        worker.text += piece
+        if worker.checked:
+            self._read_check(worker)
+        rules = self._script.recipe.workers
+        sampled = worker.node.num_sampled - worker.node.num_pending
+        if rules.max_step_tokens is not None and sampled >= rules.max_step_tokens:
+            return True
+        by_text = worker.step.feed(piece)
+        return token in self._script.ends if self._script.ends else by_text
+
+    def _read_check(self, worker: Worker) -> None:
+        words = worker.text.lower().replace("*", " ").split()
+        first = words[0].strip(".,:;!\"'()") if words else ""
+        done = len(words) > 1 or worker.node.num_sampled >= _CHECK_TOKENS
+        if first in _ANSWERS or done:
+            self._checks[first if first in _ANSWERS else "no"] += 1
+            worker.checked = False
+
+    def end(self, node: Node, cause: Cause, stop_reason: int | None = None) -> None:
+        """Take note that a request ended; a step's end is acted upon by :meth:`settle`."""
+        if node.state is State.DROPPED:
+            return
+        self.num_changes += 1
+        self.num_moves += 1
+        node.state = State.DONE
+        node.ended_at = self._limits.clock()
+        role = self.roles[node]
+        if role >= 0:
+            worker = self.workers[role]
+            worker.ended, worker.stop_reason = cause, stop_reason
+            if cause in (Cause.VERDICT, Cause.LENGTH, Cause.STOP_TOKEN):
+                worker.carry = node.tokens.pop()
+                self._num_tokens -= 1
+        elif role == ANSWER and node is not self.trunk:
+            capped = cause in (Cause.VERDICT, Cause.LENGTH)
+            reason: Literal["length", "stop"] = "length" if capped else "stop"
+            self.finish = Finish(reason, stop_reason)
+
+    def settle(self) -> None:
+        """Act on what ended in this step of the engine, worker by worker."""
+        if self.finish is not None:
+            return
+        if not self._trunk_settled and self.trunk.state is State.DONE:
+            self._trunk_settled = True
+            self._start_workers()
+            return
+        ended = [worker for worker in self.workers if worker.ended is not None]
+        found = [worker for worker in ended if self._take_step(worker)]
+        if found:
+            self._found(found[0])
+        elif ended and all(worker.lane.complete for worker in self.workers):
+            self._answer(self._script.forced)
+        else:
+            for worker in ended:
+                if not worker.lane.complete:
+                    self._start_step(worker)
+        for worker in ended:
+            worker.ended = None
+        self._over = self._over or self._is_full()
+
+    def _take_step(self, worker: Worker) -> bool:
+        """Make an ended step history; return whether it holds the answer."""
+        node, cause = worker.node, worker.ended
+        if node.tokens:
+            self.history.append(node)
+        self._order.append(node)
+        worker.num_steps += 1
+        if worker.checked:
+            worker.checked = False
+            self._checks["no"] += 1
+        if cause in (Cause.CLOSED, Cause.EOS, Cause.STOP_TOKEN):
+            self._complete(worker)
+        if cause is not Cause.VERDICT and cause is not Cause.CLOSED:
+            return cause is not Cause.LENGTH
+        return any(mark in worker.text for mark in self._script.recipe.answer.marks)
+
+    def _found(self, worker: Worker) -> None:
+        """A worker has answered: what the others have not finished is of no more use."""
+        for other in self.workers:
+            if other.node.state is not State.DONE:
+                other.node.state = State.DROPPED
+            self._complete(other)
+        if self._script.found:
+            self._answer(self._script.found)
+        else:
+            apart = worker.ended is not Cause.STOP_TOKEN
+            self.finish = Finish("stop", worker.stop_reason, apart=apart)
+
+    def _complete(self, worker: Worker) -> None:
+        if not worker.lane.complete:
+            worker.lane.complete = True
+            worker.lane.completed_at = self._limits.clock()
+
+    def sealed(self, node: Node, *, kept: bool) -> None:
+        """Take note that a node's blocks are held by the group, or were lost with its request."""
+        node.sealed = kept
+        node.computing = False
+        self.num_changes += 1
+        self.num_moves += 1
+
+    def take_dropped(self) -> list[Node]:
+        """Return branches that nobody will see, each once; their requests are of no more use."""
+        dropped = [node for node in self.roles if node.state is State.DROPPED and not node.retired]
+        for node in dropped:
+            node.retired = True
+        return dropped
+
+    def take_cut(self) -> list[Node]:
+        """Return paths that must stop now: workers stop together, so there are none."""
+        return []
+
+    # -- what the adapter asks ---------------------------------------------------------------
+
+    @property
+    def branched(self) -> bool:
+        """Whether the request is no longer the one request that the client sent."""
+        return self.trunk.state is State.DONE
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All nodes, in the order in which they were made."""
+        return list(self.roles)
+
+    @property
+    def outvoted(self) -> Sequence[Node]:
+        """No step is ever outvoted."""
+        return ()
+
+    @property
+    def live(self) -> dict[int, Node]:
+        """Nodes that are being written, by role."""
+        states = (State.LIVE, State.CLOSING)
+        return {
+            role: node
+            for node, role in self.roles.items()
+            if node.state in states and node is not self.trunk
+        }
+
+    @property
+    def headers(self) -> dict[int, Node]:
+        """Headers whose K/V is there."""
+        return {r: n for n, r in self.roles.items() if r in (OTHERS, OWN) and n.sealed}
+
+    def ready(self) -> list[Node]:
+        """Return nodes that need a request now."""
+        if self.finish is not None:
+            return []
+        waiting = [node for node in self.roles if node.parked or node.state is State.WAITING]
+        seen = [self.trunk, *self.history] if waiting else []
+        if lost := [node for node in seen if not node.sealed]:
+            raise RuntimeError(f"K/V of node {lost[0].index} was lost")
+        return waiting
+
+    def started(self, node: Node) -> None:
+        """Take note that a node returned by :meth:`ready` has its request."""
+        if node.state is State.WAITING:
+            node.state = State.LIVE
+            node.started_at = self._limits.clock()
+            self._num_reused += sum(len(seen.tokens) for seen in (self.trunk, *self.history))
+        node.parked = False
+        self.num_moves += 1
+
+    def blocks_of(self, node: Node) -> int:
+        """Return how many KV blocks a node's own tokens fill."""
+        return -(-len(node.tokens) // self._limits.block_size)
+
+    @property
+    def blocks_needed(self) -> int:
+        """Blocks that all K/V of the group takes, with one to grow for each worker."""
+        alive = [node for node in self.roles if node.state is not State.DROPPED]
+        return sum(self.blocks_of(n) + (n.state is not State.DONE) for n in alive)
+
+    def num_visible_until(self, node: Node) -> int:
+        """Return how many visible tokens are settled, for the answer's least length."""
+        return sum(seen.num_visible for seen in self._order)
+
+    def padded_prefix(self, node: Node) -> list[int]:
+        """Return the token ids in front of a node's request: none, what it sees is told apart."""
+        return []
+
+    def written_before(self, node: Node) -> list[int]:
+        """Return the answer's tokens that a step sees in front of its first sampled one."""
+        return [token for seen in self.history for token in seen.tokens] + node.tokens[
+            node.num_pending : node.num_given
+        ]
+
+    def temperature(self, node: Node) -> float | None:
+        """Return a temperature that replaces the request's: none does."""
+        return None
+
+    def take_join_waits(self) -> list[float]:
+        """Return how long paths waited for their join: workers end together."""
+        return []
+
+    def release(self) -> Iterator[Emission]:
+        """Yield finished steps in order of completion, then the answer; the last says the end."""
+        while not self.finished:
+            node = self._order[self._cursor]
+            forced = () if self._entered else tuple(node.forced_visible)
+            self._entered = True
+            if forced:
+                yield self._emit(None, len(forced), forced)
+            elif node.outbox:
+                chunk: Chunk = node.outbox.popleft()
+                yield self._emit(chunk.payload, chunk.num_tokens)
+            elif self._cursor + 1 < len(self._order) and node.state is State.DONE:
+                self._cursor += 1
+                self._entered = False
+            elif self.finish is not None and node.state is State.DONE:
+                self.finished = True
+                yield Emission(None, 0, (), self.finish)
+            else:
+                return
+
+    def _emit(self, payload: Any, num_tokens: int, forced: tuple[int, ...] = ()) -> Emission:
+        left = self._limits.max_tokens - self._num_emitted
+        keep = min(num_tokens, left)
+        self._num_emitted += keep
+        node = self._order[self._cursor]
+        finish = None
+        if self._cursor + 1 == len(self._order) and node.state is State.DONE and not node.outbox:
+            finish = self.finish
+        if keep < num_tokens or (keep == left and finish is None):
+            finish = Finish("length")
+        elif finish is not None and finish.apart:
+            finish = None
+        self.finished = finish is not None
+        return Emission(payload, keep, forced[:keep], finish)
+
+    def live_view(self) -> list[dict[str, Any]] | None:
+        """Return where every worker stands, if the client asked to see that."""
+        if not self._options.live or not self.workers:
+            return None
+        return [show_path(worker.lane, self._script.vocabulary) for worker in self.workers]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the request's figures, as plain values for the client."""
+        nodes = [n for n in self.roles if n.state is not State.DROPPED or n.num_sampled]
+        sampled = sum(node.num_sampled for node in nodes) + sum(
+            worker.carry is not None for worker in self.workers if worker.node.state is State.DONE
+        )
+        answer = sum(n.num_sampled for n, role in self.roles.items() if role == ANSWER)
+        critical = max((worker.num_sampled for worker in self.workers), default=0) + answer
+        return {
+            "profile": self._script.recipe.name,
+            "join": "live",
+            "forks": int(bool(self.workers)),
+            "paths": len(self.workers),
+            "widest_fork": max(1, len(self.workers)),
+            "depth": int(bool(self.workers)),
+            "generated_tokens": sampled,
+            "forced_tokens": sum(len(node.forced_visible) for node in nodes),
+            "critical_path_tokens": critical,
+            "parallelism_ratio": round(sampled / critical, 4) if critical else 1.0,
+            "reused_kv_tokens": self._num_reused,
+            "cut_paths": 0,
+            "fallbacks": dict(self.fallbacks),
+            "hogwild": self._figures(),
+        }
+
+    def _figures(self) -> dict[str, Any]:
+        names = self._script.recipe.workers.names
+        return {
+            "layout": self.layout,
+            "steps": sum(worker.num_steps for worker in self.workers),
+            "checks_yes": self._checks["yes"],
+            "checks_no": self._checks["no"],
+            "workers": [
+                {
+                    "name": names[worker.number],
+                    "steps": worker.num_steps,
+                    "tokens": worker.num_sampled,
+                }
+                for worker in self.workers
+            ],
+        }
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def _start_workers(self) -> None:
+        fork = Fork(self.trunk)
+        self.num_changes += 1
+        if self.layout != "interleaved" and self._num_workers > 1:
+            for role, tokens in ((OTHERS, self._script.others), (OWN, self._script.own)):
+                if tokens:
+                    lane = self.trunk.lane
+                    self._add_node(Kind.CLOSE, lane, role, list(tokens), num_hidden=len(tokens))
+                    self._num_tokens += len(tokens)
+        for number in range(self._num_workers):
+            name = self._script.recipe.workers.names[number]
+            lane = Lane(depth=1, room=0, forks_left=0, fork=fork, name=name)
+            fork.lanes.append(lane)
+            worker = Worker(number, lane)
+            self.workers.append(worker)
+            self._start_step(worker)
+
+    def _start_step(self, worker: Worker) -> None:
+        carry = [] if worker.carry is None else [worker.carry]
+        prefix = self._script.step(worker.number, worker.num_steps + 1)
+        asks = bool(self._check_every and worker.num_steps)
+        if asks and self._since_check >= self._check_every:
+            self._since_check = 0
+            worker.checked = True
+            prefix += self._script.question
+        # A lone worker without words of its own computes the prompt's last token itself.
+        hidden = [] if carry or prefix else self._last_of_prompt
+        given = [*hidden, *carry, *prefix]
+        node = self._add_node(Kind.PATH, worker.lane, worker.number, given, num_hidden=len(hidden))
+        node.num_pending = len(carry)
+        self._num_tokens += len(given)
+        # The group ends a step itself; vLLM only needs a bound.
+        node.limit = self._worker_tokens - worker.num_sampled
+        worker.carry = None
+        worker.step, worker.text = StepText(), ""
+
+    def _answer(self, forced: list[int]) -> None:
+        self.num_changes += 1
+        node = self._add_node(Kind.CONCLUSION, self.trunk.lane, ANSWER, list(forced), num_hidden=0)
+        self._num_tokens += len(forced)
+        visible = sum(seen.num_visible for seen in self._order)
+        left = self._limits.max_tokens - visible - len(forced)
+        room = self._context - self._num_tokens
+        node.limit = max(1, min(left, room))
+        node.critical_before = max(worker.num_sampled for worker in self.workers)
+        self._order.append(node)
+
+    @property
+    def _context(self) -> int:
+        return self._limits.index_blocks * self._limits.block_size
+
+    def _is_full(self) -> bool:
+        """Whether the workers must stop so that an answer still fits."""
+        if not self.workers:
+            return False
+        answer = len(self._script.forced) + self._script.recipe.answer.max_tokens
+        # Each worker may write one token more, and start a step, before all of them have stopped.
+        spare = self._num_workers * (2 + self._script.longest_step)
+        if self._num_tokens + spare + answer >= self._context:
+            return True
+        visible = sum(node.num_visible for node in self.roles if self.roles[node] >= 0)
+        most = self._limits.max_tokens
+        return visible + spare + min(answer, most // 2) >= most
+
+    def _add_node(
+        self, kind: Kind, lane: Lane, role: int, given: list[int], num_hidden: int
+    ) -> Node:
+        critical = self.workers[role].num_sampled if role >= 0 else 0
+        node = Node(
+            index=self._num_nodes,
+            kind=kind,
+            lane=lane,
+            prefix=(),
+            start=0,
+            tokens=given,
+            num_given=len(given),
+            num_hidden=num_hidden,
+            critical_before=critical,
+            limit=None,
+            scanner=None,
+        )
+        self._num_nodes += 1
+        lane.nodes.append(node)
+        lane.all_nodes.append(node)
+        self.roles[node] = role
+        return node
