@@ -91,7 +91,12 @@ class Engine:
     @property
     def kv_caches(self) -> list[torch.Tensor]:
         """vLLM's KV cache, a tensor a layer."""
-        return self.core.model_executor.driver_worker.worker.model_runner.kv_caches
+        return self.worker.model_runner.kv_caches
+
+    @property
+    def worker(self) -> Any:
+        """vLLM's worker, with the plugin's mixin."""
+        return self.core.model_executor.driver_worker.worker
 
     def assert_all_blocks_free(self) -> None:
         """INV-3: nobody holds anything when nothing runs."""

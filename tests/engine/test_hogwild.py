@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from .hogwild_oracle import Dense, HogwildOracle, Plan, Written
 
 TOLERANCE = 1e-3
-"""Of K/V whose values go up to 10; a token seen too much or too little moves them by 0.1 and more."""
+"""Of K/V whose values go up to 10; a token too much or too little moves them by 0.1 and more."""
 
 NUMBER = 100
 NAMES = (41, 42, 43, 44)
@@ -157,3 +158,106 @@ def test_workers_write_what_a_dense_forward_writes(
             ends.add(written.by)
             engine.assert_all_blocks_free()
     assert "budget" in ends
+
+
+def test_a_lone_worker_writes_what_plain_decoding_writes(make_engine: Any, recipe: Any) -> None:
+    """W = 1: steps are sealed every nine tokens, and nothing else differs."""
+    from vllm import SamplingParams
+
+    engine = make_engine(options=recipe(num_workers=1, step=[], end=[], max_step_tokens=9, found=[]))
+    for prompt in prompts(4):
+        alone, plain = engine.generate(
+            [prompt, prompt],
+            [
+                SamplingParams(
+                    temperature=0, max_tokens=70, extra_args={"pt_worker_tokens": 50, **one}
+                    if one is not None
+                    else {"parallel_think": "off"},
+                )
+                for one in ({}, None)
+            ],
+        )
+        written = list(alone.outputs[0].token_ids)
+        figures = alone.kv_transfer_params["parallel_think"]
+        num = figures["hogwild"]["workers"][0]["tokens"]
+        assert written[:num] == list(plain.outputs[0].token_ids)[:num]
+        assert num == 50 or plain.outputs[0].finish_reason == "stop"
+        assert figures["hogwild"]["steps"] >= num // 9
+        engine.assert_all_blocks_free()
+
+
+def test_text_does_not_depend_on_what_runs_beside(
+    make_engine: Any, hf_model: Any, recipe: Any
+) -> None:
+    """Groups of all sizes, plain requests, long prompts that are prefilled in chunks."""
+    from vllm import SamplingParams
+
+    engine = make_engine(
+        options=recipe(), max_num_batched_tokens=64, max_num_seqs=12, enable_chunked_prefill=True
+    )
+    plans = [plan_of(n, layout) for n in (2, 3, 4) for layout in ("combined", "contiguous")]
+    texts = prompts(6)
+    oracles = [HogwildOracle(hf_model, plan) for plan in plans]
+    wanted = [oracle.answer(text) for oracle, text in zip(oracles, texts, strict=True)]
+    plain = SamplingParams(temperature=0, max_tokens=40, extra_args={"parallel_think": "off"})
+    long = [[70 + i % 29 for i in range(start, start + 400)] for start in range(4)]
+    alone = [output.outputs[0].token_ids for output in engine.generate(long, plain)]
+    asks = [params(plan, written) for plan, written in zip(plans, wanted, strict=True)]
+    outputs = engine.generate([*texts, *long], [*asks, *[plain] * len(long)])
+    for output, oracle in zip(outputs, oracles, strict=False):
+        assert_same(engine, output, oracle)
+    for output, text in zip(outputs[len(texts) :], alone, strict=True):
+        assert output.outputs[0].token_ids == text
+    engine.assert_all_blocks_free()
+
+
+@pytest.mark.parametrize("num_blocks", [48, 34])
+def test_groups_that_give_way_come_back_with_the_same_kv(
+    make_engine: Any, hf_model: Any, recipe: Any, num_blocks: int
+) -> None:
+    """Too few blocks for all groups at once: some wait on the host as a whole."""
+    engine = make_engine(
+        options=recipe(), num_gpu_blocks_override=num_blocks, max_model_len=1024, block_size=32
+    )
+    plan = plan_of(4, "combined")
+    texts = prompts(6)
+    oracles = [HogwildOracle(hf_model, plan) for _ in texts]
+    wanted = [oracle.answer(text) for oracle, text in zip(oracles, texts, strict=True)]
+    swaps = count_swaps(engine)
+    outputs = engine.generate(texts, [params(plan, written) for written in wanted])
+    for output, oracle in zip(outputs, oracles, strict=True):
+        assert_same(engine, output, oracle)
+    assert swaps["out"] and swaps["out"] == swaps["in"]
+    engine.assert_all_blocks_free()
+    assert not engine.worker._copies.teams
+
+
+def test_forced_preemption_changes_nothing(make_engine: Any, hf_model: Any, recipe: Any) -> None:
+    """A worker is preempted every few steps: its whole group leaves, and comes back."""
+    engine = make_engine(options=recipe())
+    swaps = count_swaps(engine)
+    engine.preempt_every(7)
+    plans = [plan_of(n, layout) for n in (2, 4) for layout in ("combined", "contiguous")]
+    texts = prompts(4)
+    oracles = [HogwildOracle(hf_model, plan) for plan in plans]
+    wanted = [oracle.answer(text) for oracle, text in zip(oracles, texts, strict=True)]
+    asks = [params(plan, written) for plan, written in zip(plans, wanted, strict=True)]
+    for output, oracle in zip(engine.generate(texts, asks), oracles, strict=True):
+        assert_same(engine, output, oracle)
+    assert swaps["out"] > 10
+    engine.assert_all_blocks_free()
+    assert not engine.worker._copies.teams
+
+
+def count_swaps(engine: Any) -> Counter[str]:
+    """Count copies to the host and back."""
+    counts: Counter[str] = Counter()
+    swap = engine.worker._swap
+
+    def counting(swaps: Any) -> None:
+        for one in swaps:
+            counts["out" if one.out else "in" if one.blocks else "dropped"] += 1
+        swap(swaps)
+
+    engine.worker._swap = counting
+    return counts
