@@ -164,13 +164,17 @@ def test_a_lone_worker_writes_what_plain_decoding_writes(make_engine: Any, recip
     """W = 1: steps are sealed every nine tokens, and nothing else differs."""
     from vllm import SamplingParams
 
-    engine = make_engine(options=recipe(num_workers=1, step=[], end=[], max_step_tokens=9, found=[]))
+    engine = make_engine(
+        options=recipe(num_workers=1, step=[], end=[], max_step_tokens=9, found=[])
+    )
     for prompt in prompts(4):
         alone, plain = engine.generate(
             [prompt, prompt],
             [
                 SamplingParams(
-                    temperature=0, max_tokens=70, extra_args={"pt_worker_tokens": 50, **one}
+                    temperature=0,
+                    max_tokens=70,
+                    extra_args={"pt_worker_tokens": 50, **one}
                     if one is not None
                     else {"parallel_think": "off"},
                 )

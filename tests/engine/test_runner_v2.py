@@ -31,10 +31,13 @@ INTERPRETER = {
 }
 
 
-def run_script(case: str, model: Path, folder: Path) -> str:
+def run_script(
+    case: str, model: Path, folder: Path, module: str = "tests.engine.test_runner_v2"
+) -> str:
+    """Run a test's module as a script, under Triton's interpreter; return what it prints."""
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-m", "tests.engine.test_runner_v2", case, str(model), str(folder)],
+        [sys.executable, "-m", module, case, str(model), str(folder)],
         cwd=root,
         env={**os.environ, **INTERPRETER, "PYTHONPATH": str(root)},
         capture_output=True,

@@ -17,10 +17,11 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 from vllm.v1.kv_cache_interface import KVCacheSpec, is_quantized_kv_cache
 
-from attention_kernels import SegmentPlan, segmented_attention
+from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
 from .. import tables
-from .plan import plan_rows
+from ..teams import TeamRows
+from .plan import leave_to_teams, plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
@@ -29,9 +30,16 @@ PROVIDER = "triton"
 
 @dataclass
 class GroupFlashMetadata(FlashAttentionMetadata):
-    """vLLM's metadata, with a plan for the rows whose block table has holes."""
+    """vLLM's metadata, with plans for the rows that our kernel computes.
+
+    Attributes:
+        plan: The rows whose block table has holes, and those that begin alike.
+        team: The rows of workers that see each other.
+
+    """
 
     plan: SegmentPlan | None = None
+    team: TeamRows | None = None
 
 
 _STOCK_FIELDS = tuple(field.name for field in fields(FlashAttentionMetadata))
@@ -74,7 +82,10 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
+        team = headers.teams.rows(common_attn_metadata) if headers.teams is not None else None
         plan, seq_lens = plan_rows(common_attn_metadata, headers)
+        if team is not None:
+            plan, seq_lens = leave_to_teams(plan, seq_lens, team)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.
@@ -82,7 +93,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             common_prefix_len, replace(common_attn_metadata, seq_lens=seq_lens), fast_build
         )
         return GroupFlashMetadata(
-            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan
+            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan, team=team
         )
 
     def _refuse_unsupported(self) -> None:
@@ -151,10 +162,13 @@ class GroupFlashImpl(FlashAttentionImpl):
             output_scale,
             output_block_scale,
         )
-        plan = getattr(attn_metadata, "plan", None)
-        if plan is not None:
+        if isinstance(attn_metadata, GroupFlashMetadata):
             num_tokens = attn_metadata.num_actual_tokens
-            self._attend_segments(layer, query[:num_tokens], kv_cache, plan, output[:num_tokens])
+            rows = (query[:num_tokens], kv_cache, output[:num_tokens])
+            if attn_metadata.plan is not None:
+                self._attend_segments(layer, *rows, attn_metadata.plan)
+            if (team := attn_metadata.team) is not None:
+                self._attend_segments(layer, *rows, team.plan, team.rotary)
         return result
 
     def _attend_segments(
@@ -162,8 +176,9 @@ class GroupFlashImpl(FlashAttentionImpl):
         layer: Any,
         query: torch.Tensor,
         kv_cache: torch.Tensor,
-        plan: SegmentPlan,
         output: torch.Tensor,
+        plan: SegmentPlan,
+        rotary: Rotary | None = None,
     ) -> None:
         key_scale = value_scale = None
         if is_quantized_kv_cache(self.kv_cache_dtype):
@@ -179,6 +194,7 @@ class GroupFlashImpl(FlashAttentionImpl):
             values,
             plan,
             scale=self.scale,
+            rotary=rotary,
             key_scale=key_scale,
             value_scale=value_scale,
             out=output,
