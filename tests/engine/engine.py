@@ -135,7 +135,7 @@ class Engine:
         """Copy a group's K/V out of the cache right before its blocks are given back."""
         scheduler, end = self.scheduler, self.scheduler._end
 
-        def record(family: Any, *args: Any) -> None:
+        def record(family: Any, *args: Any, **kwargs: Any) -> None:
             group = family.group
             # What workers wrote stands in the order of completion, beside what they never finished.
             workers = isinstance(group, HogwildGroup)
@@ -146,7 +146,7 @@ class Engine:
                     break
                 self._copy(node, snapshot)
             self.snapshots[family.root.request_id] = snapshot
-            end(family, *args)
+            end(family, *args, **kwargs)
 
         scheduler._end = record
 

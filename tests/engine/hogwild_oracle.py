@@ -71,7 +71,8 @@ class Dense:
     def __init__(self, model: Any) -> None:
         self.model, config = model, model.config
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
+        heads = config.hidden_size // config.num_attention_heads
+        self.head_dim = getattr(config, "head_dim", None) or heads
         self.inv_freq = model.model.rotary_emb.inv_freq.double()
         self.scaling = float(getattr(model.model.rotary_emb, "attention_scaling", 1.0))
         self.keys: list[list[Any]] = []

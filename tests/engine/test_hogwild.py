@@ -265,3 +265,112 @@ def count_swaps(engine: Any) -> Counter[str]:
 
     engine.worker._swap = counting
     return counts
+
+
+@pytest.mark.parametrize("kind", ["qk-norm", "yarn", "partial"])
+def test_models_that_rotate_otherwise(
+    make_engine: Any, tmp_path: Path, recipe: Any, kind: str
+) -> None:
+    """Norms on queries and keys; YaRN, whose factor a shift must not apply twice; partial RoPE."""
+    model, hf_model = make_other_model(tmp_path / kind, kind)
+    engine = make_engine(model=model, options=recipe())
+    plan = plan_of(3, "combined")
+    for prompt in prompts(2):
+        oracle = HogwildOracle(hf_model, plan)
+        written = oracle.answer(prompt)
+        (output,) = engine.generate([prompt], params(plan, written))
+        assert_same(engine, output, oracle)
+    engine.assert_all_blocks_free()
+
+
+def make_other_model(folder: Path, kind: str) -> tuple[Path, Any]:
+    """Write a tiny random model with the tiny model's tokenizer; return it in transformers too."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, StableLmConfig
+
+    from .tiny import EOS, VOCAB_SIZE, make_model
+
+    make_model(folder)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 192,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+        "tie_word_embeddings": False,
+    }
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+    if kind == "yarn":
+        rope = {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 1024,
+        }
+    if kind == "partial":
+        rope["partial_rotary_factor"] = 0.5
+    kinds = {"qk-norm": Qwen3Config, "yarn": LlamaConfig, "partial": StableLmConfig}
+    config_class = kinds[kind]
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config_class(**shape, rope_parameters=rope)).float()
+    model.save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return folder, loaded.eval()
+
+
+def test_clients_that_leave_take_nothing_with_them(make_engine: Any, recipe: Any) -> None:
+    """Groups are aborted at every stage, those on the host included."""
+    from vllm import SamplingParams
+
+    engine = make_engine(options=recipe(), num_gpu_blocks_override=48, max_model_len=1024)
+    asked = SamplingParams(
+        temperature=0, max_tokens=400, extra_args={"pt_num_workers": 4, "pt_worker_tokens": 60}
+    )
+    core = engine.llm.llm_engine
+    left = 0
+    for step in range(400):
+        if step % 3 == 0 and step < 60:
+            core.add_request(f"r{step}", {"prompt_token_ids": prompts(6)[step % 6]}, asked)
+        if step % 5 == 4 and step < 100:
+            ids = [family.root.request_id for family in engine.scheduler._families]
+            if ids:
+                core.abort_request([ids[step % len(ids)]], internal=True)
+                left += 1
+        core.step()
+        if step > 60 and not core.has_unfinished_requests():
+            break
+    assert left > 10
+    assert not core.has_unfinished_requests()
+    core.step()
+    engine.assert_all_blocks_free()
+    assert not engine.worker._tables.teams._teams
+    engine.generate(
+        [prompts(1)[0]], SamplingParams(max_tokens=2, extra_args={"parallel_think": "off"})
+    )
+    assert engine.worker._copies is None or not engine.worker._copies.teams
+
+
+def test_seeds_make_sampled_answers_repeatable(make_engine: Any, recipe: Any) -> None:
+    """Each step derives its own seed; what runs beside, and preemption, change nothing."""
+    from vllm import SamplingParams
+
+    engine = make_engine(options=recipe())
+    asked = SamplingParams(
+        temperature=0.8,
+        seed=11,
+        max_tokens=300,
+        extra_args={"pt_num_workers": 3, "pt_worker_tokens": 40},
+    )
+    texts = prompts(3)
+    first = [engine.generate([text], asked)[0].outputs[0].token_ids for text in texts]
+    engine.preempt_every(9)
+    again = [output.outputs[0].token_ids for output in engine.generate(texts, asked)]
+    assert again == first
+    assert len({tuple(text) for text in first}) == len(texts)
