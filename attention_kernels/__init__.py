@@ -5,8 +5,18 @@ and optionally ``xformers`` (a second opinion).
 """
 
 from attention_kernels.api import segmented_attention
+from attention_kernels.packing import PackedRow, pack_rows
 from attention_kernels.plan import Row, Segment, SegmentPlan
 from attention_kernels.rotary import Rotary
 from attention_kernels.sharing import rows_that_share
 
-__all__ = ["Rotary", "Row", "Segment", "SegmentPlan", "rows_that_share", "segmented_attention"]
+__all__ = [
+    "PackedRow",
+    "Rotary",
+    "Row",
+    "Segment",
+    "SegmentPlan",
+    "pack_rows",
+    "rows_that_share",
+    "segmented_attention",
+]

@@ -300,7 +300,7 @@ class GroupSchedulerMixin(LockStepMixin):
             if block_ids is not None:
                 self._place(req_id, block_ids, whole=req_id in cached.resumed_req_ids)
         return any(
-            branch.node.prefix or self._is_gang_member(branch.request)
+            branch.node.prefix
             for req_id in output.num_scheduled_tokens
             if (branch := self._families.branch(req_id)) is not None
         )

@@ -24,7 +24,7 @@ class BlockTables:
         thought: [num_blocks] int64, thought embedding of the block's tokens; 0 is none.
         thoughts: The model's thought embeddings, if it is served with any.
         teams: Groups whose workers see each other.
-        has_branches: Whether the current batch holds a branch whose attention is not vLLM's.
+        has_holes: Whether the current batch holds a branch with a prefix of its own.
 
     """
 
@@ -35,7 +35,18 @@ class BlockTables:
         self.thought = torch.zeros(num_blocks, dtype=torch.int64, device=device)
         self.thoughts: ThoughtEmbeddings | None = None
         self.teams: TeamTables | None = None
-        self.has_branches = False
+        self.has_holes = False
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether the current batch holds a row whose attention is not vLLM's."""
+        return self.has_holes or (self.teams is not None and self.teams.is_active)
+
+    def begin_dummy(self) -> None:
+        """Take note of a batch that comes without a word of the scheduler: it holds no branch."""
+        self.has_holes = False
+        if self.teams is not None:
+            self.teams.rest()
 
     def apply(self, headers: BlockHeaders) -> None:
         """Write changed headers; one copy to the device, ordered before the step's kernels."""

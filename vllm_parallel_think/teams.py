@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from attention_kernels import Rotary, Row, Segment, SegmentPlan
+from attention_kernels import PackedRow, Rotary, SegmentPlan, pack_rows
 
 from .core.hogwild.view import Run, Team
 from .messages import TeamUpdate
@@ -79,6 +80,10 @@ class TeamTables:
             if req_id in self._member
         }
 
+    def rest(self) -> None:
+        """Take note of a batch without workers."""
+        self._active = {}
+
     def rows(self, metadata: CommonAttentionMetadata) -> TeamRows | None:
         """Return the workers' rows of a batch, or ``None``; nothing waits for the device."""
         if not self._active:
@@ -88,19 +93,10 @@ class TeamTables:
         for number, req_id in enumerate(self._row_ids(metadata)[: metadata.num_reqs]):
             if req_id in self._active:
                 numbers.append(number)
-                rows.append(self._row(req_id, starts[number + 1] - starts[number]))
+                rows.append(self._row(req_id, starts[number], starts[number + 1]))
         if not rows:
             return None
-        device = metadata.query_start_loc.device
-        plan = SegmentPlan.build(rows, self._block_size, device)
-        first = torch.tensor([starts[number] for number in numbers], dtype=torch.int32)
-        plan = replace(
-            plan,
-            # The rows of others lie between these.
-            query_start=first.to(device, non_blocking=True),
-            num_tokens=None,
-            max_query_len=max(row.query_len for row in rows),
-        )
+        plan = pack_rows(rows, self._block_size, metadata.query_start_loc.device)
         return TeamRows(tuple(numbers), plan, self._rotary)
 
     def _update(self, update: TeamUpdate) -> None:
@@ -114,9 +110,10 @@ class TeamTables:
             return
         if team is None:
             team = self._teams[update.team] = Team(update.layout)
-        team.prompt = update.prompt
-        team.history = (*team.history[: update.first], *update.history)
-        team.headers = dict(update.headers)
+        assert update.prompt is not None
+        team.prompt = self._packed(update.prompt)
+        team.history = (*team.history[: update.first], *map(self._packed, update.history))
+        team.headers = {role: self._packed(run) for role, run in update.headers}
         team.live = dict(update.live)
         self._member.update((req_id, (team, role)) for role, req_id in update.live)
         self._forget_blocks()
@@ -139,19 +136,28 @@ class TeamTables:
         self._blocks[req_id] = known + (list(blocks[0]) if blocks is not None else [])
         self._length[req_id] = num_computed + output.num_scheduled_tokens[req_id]
 
-    def _row(self, req_id: str, query_len: int) -> Row:
+    def _row(self, req_id: str, start: int, end: int) -> PackedRow:
         team, role = self._active[req_id]
 
         def live_run(other: int) -> Run:
             request = team.live[other]
-            blocks = tuple(self._blocks.get(request, ()))
-            return Run(blocks, self._length.get(request, 0), other)
+            return self._packed(
+                Run(self._blocks.get(request, ()), self._length.get(request, 0), other)
+            )
 
-        segments = [
-            Segment(turned.run.blocks, turned.run.length, shift=turned.shift)
-            for turned in team.view(role, live_run)
-        ]
-        return Row(query_len, tuple(segments))
+        seen = team.view(role, live_run)
+        return PackedRow(
+            start,
+            end - start,
+            [part.run.blocks for part in seen],
+            [part.run.length for part in seen],
+            [part.shift for part in seen],
+        )
+
+    def _packed(self, run: Run) -> Run:
+        """Return a run whose blocks are an array of those that it fills."""
+        span = -(-run.length // self._block_size)
+        return Run(np.array(run.blocks[:span], dtype=np.int32), run.length, run.role)
 
 
 def row_ids_of(runner: Any) -> RowIds:

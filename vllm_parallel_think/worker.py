@@ -98,7 +98,7 @@ class GroupWorkerMixin(WorkerBase):
             if block_tables.teams is not None:
                 updates = scheduler_output.teams if ours else ()
                 block_tables.teams.apply(scheduler_output, updates)
-            block_tables.has_branches = ours and scheduler_output.has_branches
+            block_tables.has_holes = ours and scheduler_output.has_branches
         if self._written:
             for req_id in scheduler_output.finished_req_ids:
                 self._written.pop(req_id, None)
@@ -122,7 +122,7 @@ class GroupWorkerMixin(WorkerBase):
     def execute_dummy_batch(self) -> None:
         # No scheduler output comes with it, so the last step's flag would stand.
         if self._tables is not None:
-            self._tables.has_branches = False
+            self._tables.begin_dummy()
         super().execute_dummy_batch()
 
     def _refuse_foreign_attention(self, kv_cache_config: Any) -> None:
@@ -152,7 +152,7 @@ class GroupWorkerMixin(WorkerBase):
     ) -> None:
         """Move the positions of branches' tokens in the runner's own buffer, outside any graph."""
         block_tables = self._tables
-        if block_tables is None or not block_tables.has_branches:
+        if block_tables is None or not block_tables.has_holes:
             return
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict) or not metadata:

@@ -213,7 +213,7 @@ def publish(config: Any, device: str) -> BlockTables:
             made.fill[block] = fill
         # A block that is being filled has no hole yet.
         made.fill[9] = BLOCK_SIZE
-    made.has_branches = True
+    made.has_holes = True
     tables.publish(config.instance_id, made)
     return made
 
@@ -309,7 +309,7 @@ def test_batches_without_branches_are_stock(
     config: Any, headers: BlockTables, kernel: FakeFlashAttention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """INV-1: the stock metadata, the stock lengths, and not one call of the second kernel."""
-    headers.has_branches = False
+    headers.has_holes = False
     common = common_metadata()
     metadata = make_builder(config).build(0, common)
     assert type(metadata) is flash_attn.FlashAttentionMetadata
@@ -479,7 +479,8 @@ def test_a_model_without_hooks_is_refused() -> None:
 
 def make_worker(cls: type = GroupCPUWorker) -> Any:
     worker = cls.__new__(cls)
-    worker._tables = SimpleNamespace(has_branches=True)
+    worker._tables = BlockTables(1, BLOCK_SIZE, torch.device("cpu"))
+    worker._tables.has_holes = True
     return worker
 
 

@@ -56,9 +56,9 @@ def test_model_runner_v1(config: Any, tables: BlockTables, mode: CUDAGraphMode) 
         for num_tokens in (1, 3, 8, 9):
             asked = {"num_tokens": num_tokens, "uniform_decode": uniform}
             assert ours.dispatch(**asked) == stock.dispatch(**asked)
-            tables.has_branches = True
+            tables.has_holes = True
             chosen, batch = ours.dispatch(**asked)
-            tables.has_branches = False
+            tables.has_holes = False
             assert chosen is (MODES[mode] if num_tokens <= SIZES[-1] else NONE)
             assert batch.num_tokens >= num_tokens
     assert (stock.dispatch(3, uniform_decode=True)[0] is FULL) == mode.has_full_cudagraphs()
@@ -88,9 +88,9 @@ def test_model_runner_v2(
             asked = (num_tokens, num_tokens, uniform, 0)
             for manager in (ours, drafts):
                 assert manager.dispatch(*asked) == stock.dispatch(*asked)
-                tables.has_branches = True
+                tables.has_holes = True
                 chosen = manager.dispatch(*asked)
-                tables.has_branches = False
+                tables.has_holes = False
                 assert chosen.cg_mode is (MODES[mode] if num_tokens <= SIZES[-1] else NONE)
                 assert chosen.num_tokens >= num_tokens
     assert (stock.dispatch(3, 3, 1, 0).cg_mode is FULL) == mode.has_full_cudagraphs()

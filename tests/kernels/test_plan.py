@@ -7,11 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from segment_cases import make_rotary
 
-from attention_kernels import Rotary, Row, Segment, SegmentPlan, base, segmented_attention
+from attention_kernels import (
+    PackedRow,
+    Rotary,
+    Row,
+    Segment,
+    SegmentPlan,
+    base,
+    pack_rows,
+    segmented_attention,
+)
 
 
 def row(segment: Segment, query_len: int = 1) -> Row:
@@ -193,3 +203,41 @@ def test_the_package_knows_nothing_of_vllm() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_packed_rows_are_what_build_makes() -> None:
+    lengths = [[33, 16, 5, 40], [33, 16, 40, 7], [1], [16, 3]]
+    shifts = [[90, 57, 40, 0], [60, 27, 11, 0], [0], [-4, 0]]
+    packed, built, start = [], [], 0
+    for row, (sizes, turns) in enumerate(zip(lengths, shifts, strict=True)):
+        query_len = 1 + row % 3 if sizes[-1] > 2 else 1
+        spans = [-(-size // 16) for size in sizes]
+        blocks = [np.arange(50 * row + 10 * i, 50 * row + 10 * i + n) for i, n in enumerate(spans)]
+        packed.append(
+            PackedRow(start, query_len, [b.astype(np.int32) for b in blocks], sizes, turns)
+        )
+        built.append(
+            Row(
+                query_len,
+                tuple(
+                    Segment(tuple(ids.tolist()), size, shift=turn)
+                    for ids, size, turn in zip(blocks, sizes, turns, strict=True)
+                ),
+            )
+        )
+        start += query_len
+    one, other = pack_rows(packed, 16), SegmentPlan.build(built, 16)
+    for name in ("blocks", "first", "count", "bound", "num_entries", "query_start", "query_len"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.shifts is not None and other.shifts is not None
+    for plan in (one, other):
+        assert plan.shifts is not None
+    turned = [p.shifts.values[p.shifts.index.long()] for p in (one, other)]
+    used = torch.arange(turned[0].shape[2]) < one.query_len[:, None, None]
+    assert torch.equal(turned[0] * used, turned[1] * used)
+    assert one.max_query_len == other.max_query_len
+
+
+def test_packed_rows_without_shifts_have_no_table() -> None:
+    ids = [np.arange(2, dtype=np.int32)]
+    assert pack_rows([PackedRow(0, 1, ids, [20], [0])], 16).shifts is None

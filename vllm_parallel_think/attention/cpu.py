@@ -18,7 +18,7 @@ from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
 from .. import tables
 from ..teams import TeamRows
-from .plan import leave_to_teams, plan_rows
+from .plan import plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
@@ -60,13 +60,10 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        team = headers.teams.rows(common_attn_metadata) if headers.teams is not None else None
-        plan, seq_lens = plan_rows(common_attn_metadata, headers)
-        if team is not None:
-            plan, seq_lens = leave_to_teams(plan, seq_lens, team)
-        assert plan.row_mask is not None
-        num_planned = int(plan.row_mask.sum()) + (len(team.rows) if team is not None else 0)
-        if not num_planned:
+        plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
+        planned = 0 if plan is None or plan.row_mask is None else int(plan.row_mask.sum())
+        num_team = 0 if team is None else len(team.rows)
+        if not planned + num_team:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         # The stock kernel computes all rows; those of the plan cost it next to nothing this way.
         metadata = super().build(
@@ -77,9 +74,9 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         }
         return GroupCPUMetadata(
             **values,
-            plan=plan if plan.row_mask.any() else None,
+            plan=plan if planned else None,
             team=team,
-            is_whole=num_planned == common_attn_metadata.num_reqs,
+            is_whole=planned + num_team == common_attn_metadata.num_reqs,
         )
 
 

@@ -21,7 +21,7 @@ from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
 from .. import tables
 from ..teams import TeamRows
-from .plan import leave_to_teams, plan_rows
+from .plan import plan_rows
 from .refusals import refuse_unsupported
 from .thoughts import thoughts_of_layer
 
@@ -82,10 +82,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         headers = tables.find(self.vllm_config.instance_id)
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        team = headers.teams.rows(common_attn_metadata) if headers.teams is not None else None
-        plan, seq_lens = plan_rows(common_attn_metadata, headers)
-        if team is not None:
-            plan, seq_lens = leave_to_teams(plan, seq_lens, team)
+        plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.

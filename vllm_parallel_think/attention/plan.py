@@ -23,21 +23,41 @@ and a plan takes about a millisecond a step. Not measured on a GPU.
 
 def plan_rows(
     metadata: CommonAttentionMetadata, headers: BlockTables
-) -> tuple[SegmentPlan, torch.Tensor]:
-    """Plan the rows that have holes, and those that begin like other rows.
-
-    A hole is a partly filled block in front of a row's own last one. Tensor operations only:
-    nothing waits for the device. Rows of the plan whose block tables begin alike read those blocks
-    together, where that pays.
+) -> tuple[SegmentPlan | None, TeamRows | None, torch.Tensor]:
+    """Plan the rows that vLLM's kernel does not compute; nothing waits for the device.
 
     Args:
         metadata: vLLM's, of the whole batch.
-        headers: Fill and position of all blocks.
+        headers: Fill and position of all blocks, and the groups of workers.
 
     Returns:
-        The plan, and [R] int32 sequence lengths for the stock kernel: rows of the plan are cut to
-        their query, as their result is computed again.
+        The plan of rows with holes and of those that begin alike (none where the batch has no
+        branch with a prefix), the workers' rows, and [R] int32 sequence lengths for the stock
+        kernel: rows of the plans are cut to their query, as their result is computed again.
 
+    """
+    seq_lens = metadata.seq_lens.clone()
+    team = headers.teams.rows(metadata) if headers.teams is not None else None
+    plan = _plan_holes(metadata, headers) if headers.has_holes else None
+    starts = metadata.query_start_loc[: metadata.num_reqs + 1]
+    query_lens = (starts[1:] - starts[:-1]).to(seq_lens.dtype)
+    if team is not None:
+        rows = torch.tensor(team.rows).to(seq_lens.device, non_blocking=True)
+        seq_lens[rows] = query_lens[rows]
+        if plan is not None and plan.row_mask is not None:
+            plan = replace(plan, row_mask=plan.row_mask.index_fill(0, rows, False))
+    if plan is not None:
+        assert plan.row_mask is not None
+        own = seq_lens[: metadata.num_reqs]
+        own.copy_(torch.where(plan.row_mask, query_lens, own))
+    return plan, team, seq_lens
+
+
+def _plan_holes(metadata: CommonAttentionMetadata, headers: BlockTables) -> SegmentPlan:
+    """Plan the rows that have holes, and those that begin like other rows.
+
+    A hole is a partly filled block in front of a row's own last one. Tensor operations only. Rows
+    of the plan whose block tables begin alike read those blocks together, where that pays.
     """
     num_reqs = metadata.num_reqs
     block_size = headers.block_size
@@ -45,7 +65,6 @@ def plan_rows(
     num_columns = -(-metadata.max_seq_len // block_size)
     table = metadata.block_table_tensor[:num_reqs, :num_columns]
     seq_lens = metadata.seq_lens[:num_reqs]
-    starts = metadata.query_start_loc[: num_reqs + 1]
     begin = torch.arange(table.shape[1], device=table.device, dtype=torch.int32) * block_size
     # A row's own last block is being filled: only whole blocks in front of it can hold a hole.
     inside = (begin + block_size)[None, :] <= seq_lens[:, None]
@@ -54,31 +73,9 @@ def plan_rows(
     plan = SegmentPlan.from_block_table(
         table,
         seq_lens,
-        starts,
+        metadata.query_start_loc[: num_reqs + 1],
         headers.fill,
         block_size=block_size,
         max_query_len=metadata.max_query_len,
     )
-    planned = holes | rows_that_share(plan, keys=SHARED_KEYS)
-    plan = replace(plan, row_mask=planned)
-    query_lens = (starts[1:] - starts[:-1]).to(seq_lens.dtype)
-    cut = metadata.seq_lens.clone()
-    cut[:num_reqs] = torch.where(planned, query_lens, seq_lens)
-    return plan, cut
-
-
-def leave_to_teams(
-    plan: SegmentPlan, seq_lens: torch.Tensor, team: TeamRows
-) -> tuple[SegmentPlan, torch.Tensor]:
-    """Leave workers' rows, which have a plan of their own, to that; nothing waits for the device.
-
-    Returns:
-        The plan without them, and the lengths for the stock kernel with theirs cut to their query.
-
-    """
-    rows = torch.tensor(team.rows).to(seq_lens.device, non_blocking=True)
-    assert plan.row_mask is not None
-    seq_lens[rows] = plan.query_len[rows].to(seq_lens.dtype)
-    mask = plan.row_mask.clone()
-    mask[rows] = False
-    return replace(plan, row_mask=mask), seq_lens
+    return replace(plan, row_mask=holes | rows_that_share(plan, keys=SHARED_KEYS))

@@ -20,6 +20,9 @@ class Script:
         self.question = self._tokens(recipe.check.text)
         self.found = self._tokens(recipe.answer.found)
         self.forced = self._tokens(recipe.answer.forced)
+        starts = [self.step(worker, 999) for worker in range(len(recipe.workers.names))]
+        self.longest_step = 1 + max(map(len, starts)) + len(self.question)
+        """Tokens that the start of a step can have, with a check."""
         self.ends = frozenset(self._single_tokens(recipe.workers.end))
 
     @property
@@ -35,12 +38,6 @@ class Script:
         """Return how a worker's step starts; steps count from 1."""
         name = self.recipe.workers.names[worker]
         return self._tokens(self.recipe.workers.step, name=name, number=str(number))
-
-    @property
-    def longest_step(self) -> int:
-        """Tokens that the start of a step can have, with a check."""
-        names = range(len(self.recipe.workers.names))
-        return 1 + max(len(self.step(worker, 999)) for worker in names) + len(self.question)
 
     def check(self, vocab_size: int) -> None:
         """Refuse token ids that the model does not have.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .recipe import Layout
 
@@ -22,13 +23,13 @@ class Run:
     """Tokens in consecutive slots of their own KV blocks.
 
     Attributes:
-        blocks: Physical block ids.
+        blocks: Physical block ids, in whatever form their keeper has them; read by nobody here.
         length: Tokens.
         role: Who wrote them; the prompt's is :data:`ANSWER`, as it belongs to nobody.
 
     """
 
-    blocks: tuple[int, ...]
+    blocks: Any
     length: int
     role: int = ANSWER
 
