@@ -64,7 +64,7 @@ def pack_rows(
     shifts = None
     if len(numbers) > 1:
         vectors = np.array(list(numbers), dtype=np.int32)[:, None]
-        table = np.ascontiguousarray(np.broadcast_to(vectors, (len(numbers), width)))
+        table = np.repeat(vectors, width, axis=1)
         shifts = ShiftTable(tensor(index), tensor(table), first_shift)
     return SegmentPlan(
         blocks=tensor(blocks),
