@@ -23,7 +23,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -82,6 +82,9 @@ bench-judge: judge ## the judge against standard verification and rules without 
 	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
 		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg \
 		--drafts $(DRAFTS) $(if $(RUN_CODE),--run-code)
+
+bench-hogwild: env $(NEEDS_MODEL) ## workers that see each other, beside one request and as many plain ones
+	VLLM_CPU_KVCACHE_SPACE=5 $(PY) -m tests.bench --model $(MODEL) --only hogwild
 
 bench-attention: env ## attention over a shared prefix; on a GPU all of its measurements
 	$(PY) -m tests.bench.attention $(if $(QUICK),--quick)

@@ -33,18 +33,23 @@ class LockStepMixin(GivingWayMixin):
     _aside: list[Request]
     """Members that wait for their group, out of vLLM's queues."""
 
-    def _align_gangs(self) -> None:
-        """Make sure of what each group needs in the coming step, oldest first, or hold it."""
+    def _align_gangs(self) -> bool:
+        """Make sure of what each group needs in the coming step, oldest first, or hold it.
+
+        Returns:
+            Whether a group waits for room, that newcomers would take.
+
+        """
         gangs = sorted((f for f in self._families if is_gang(f)), key=lambda family: family.age)
         gangs = [f for f in gangs if not f.parked and f.error is None and self._members(f)]
         if not gangs:
-            return
+            return False
         # Members first: they are not preempted for others, and their tokens are counted first.
         self.running.sort(key=lambda request: not self._is_gang_member(request))
         tokens = self.max_num_scheduled_tokens
         blocks = 0
         slots = self.max_num_active_reqs - len(self.running)
-        admits = False
+        admits = is_held = False
         for family in gangs:
             if family.parked:  # gave way to an older one
                 continue
@@ -55,6 +60,7 @@ class LockStepMixin(GivingWayMixin):
             fits = new_tokens <= tokens and len(waiting) <= slots
             if not fits or not self._clear_blocks(family, blocks + new_blocks):
                 self._hold(members, waiting)
+                is_held = True
                 continue
             tokens -= new_tokens
             slots -= len(waiting)
@@ -62,6 +68,22 @@ class LockStepMixin(GivingWayMixin):
             admits = admits or bool(waiting)
         if admits:
             self._keep_room_for_members(tokens, blocks)
+        return is_held
+
+    def _too_wide(self, group: HogwildGroup) -> str | None:
+        """Return why no step could ever hold a group's workers, if none could."""
+        tokens, rows = group.widest_step
+        if tokens > self.max_num_scheduled_tokens:
+            return (
+                f"a step of its workers takes up to {tokens} tokens; raise "
+                f"--max-num-batched-tokens ({self.max_num_scheduled_tokens}) or send fewer workers"
+            )
+        if rows > self.max_num_active_reqs:
+            return (
+                f"its workers and headers are {rows} rows; raise --max-num-seqs "
+                f"({self.max_num_active_reqs}) or send fewer workers"
+            )
+        return None
 
     def _restore_aside(self) -> None:
         """Put members that were held back into vLLM's queues: it must know of them."""

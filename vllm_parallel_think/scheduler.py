@@ -147,7 +147,10 @@ class GroupSchedulerMixin(LockStepMixin):
             return None
         if not self._open(request, group):
             return None
-        return Family(request, group)
+        family = Family(request, group)
+        if isinstance(group, HogwildGroup):
+            family.error = self._too_wide(group)
+        return family
 
     def _limits(self, request: Request) -> Limits:
         options = self._settings.options
@@ -202,7 +205,7 @@ class GroupSchedulerMixin(LockStepMixin):
             return super().schedule(throttle_prefills)
         self._preempted_member = self._preempted_other = False
         some_wait = self._unpark()
-        self._align_gangs()
+        some_wait = self._align_gangs() or some_wait
         self._is_scheduling = True
         if some_wait:
             # Newcomers would take the room that a family which gave way is waiting for.

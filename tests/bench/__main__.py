@@ -14,6 +14,8 @@ from rich.table import Table
 
 console = Console(width=max(110, Console().width))
 BAR_WIDTH = 30
+LONG = ("parathinker", "serving", "hogwild")
+"""Run only where they are named."""
 
 
 def rows(module: str, model: str, extra: list[str]) -> Iterator[dict[str, Any]]:
@@ -158,6 +160,29 @@ def serving(model: str, extra: list[str]) -> None:
     console.print(table)
 
 
+def hogwild(model: str, extra: list[str]) -> None:
+    table = Table(
+        title="Tokens a second of W workers that see each other, of one request, of W plain ones",
+        caption="steps of 24 tokens; 48 steps of the engine behind the prompt; medians",
+    )
+    for name in ("context", "W", "workers", "one", "W plain", "over one", "over plain (min-max)"):
+        table.add_column(name, justify="right")
+    table.add_column("workers over W times one")
+    with console.status("hogwild: SmolLM2, paired runs"):
+        for row in rows("hogwild", model, extra):
+            table.add_row(
+                str(row["context"]),
+                str(row["workers"]),
+                f"{row['tokens_s']:.1f}",
+                f"{row['one']:.1f}",
+                f"{row['apart']:.1f}",
+                f"{row['over_one']:.2f} ({row['apart_over_one']:.2f} plain)",
+                f"{row['over_apart']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+                bar(row["over_one"] / row["workers"]),
+            )
+    console.print(table)
+
+
 def main() -> None:
     benches = {
         "paths": paths,
@@ -166,6 +191,7 @@ def main() -> None:
         "parathinker": parathinker,
         "observing": observing,
         "serving": serving,
+        "hogwild": hogwild,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
@@ -174,7 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     extra = ["--rounds", args.rounds] if args.rounds else []
     for name, bench in benches.items():
-        if args.only == name or (args.only is None and name not in ("parathinker", "serving")):
+        if args.only == name or (args.only is None and name not in LONG):
             bench(args.model, extra)
 
 

@@ -29,6 +29,10 @@ WRONG_XARGS = [
     ({"pt_critical_tokens": -1}, "pt_critical_tokens must be a whole number of at least 1"),
     ({"pt_join": "zip"}, "pt_join must be kv or reprefill"),
     ({"pt_paths": 3}, "pt_paths is unknown; allowed: parallel_think, pt_max_paths"),
+    ({"pt_num_workers": 3}, "pt_num_workers needs a profile with workers (hogwild, hogwild-think)"),
+    ({"parallel_think": "hogwild", "pt_num_workers": 9}, "whole number between 2 and 8, got 9"),
+    ({"parallel_think": "hogwild", "pt_layout": "spiral"}, "pt_layout must be one of combined"),
+    ({"parallel_think": "hogwild", "pt_join": "kv"}, "pt_join means nothing to the workers"),
     ({"parallel_think": "nobody"}, "parallel_think must be one of"),
     ({"parallel_think": 1}, "parallel_think must be one of"),
     ({"parallel_think": ["skeleton"]}, "parallel_think must be one of"),
@@ -86,7 +90,7 @@ def test_what_vllm_never_streams(
 
 def test_profiles_are_listed(server: Server) -> None:
     message = refused(server, CHAT, True, vllm_xargs={"parallel_think": "nobody"})
-    for name in ("multiverse", "skeleton", "off"):
+    for name in ("multiverse", "skeleton", "hogwild", "off"):
         assert name in message
 
 

@@ -170,6 +170,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**ON, "enable_return_routed_experts": True},
         ["--enable-return-routed-experts"],
     ),
+    "workers beside drafts": (
+        {**with_options(profile="hogwild"), **NGRAM},
+        ["profile hogwild", "drop --speculative-config", "remove parallel_think"],
+    ),
     "no tokenizer": ({**ON, "skip_tokenizer_init": True}, ["--skip-tokenizer-init"]),
 }
 ACCEPTED = [
@@ -177,6 +181,7 @@ ACCEPTED = [
     {**ON, **NGRAM},
     {**with_options(judge={"rule": "top_n_delta", "n": 5}), **NGRAM},
     with_options(profile="off", max_paths=64),
+    with_options(profile="hogwild"),
     {**ON, "block_size": 48},
 ]
 

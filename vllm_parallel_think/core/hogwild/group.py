@@ -254,6 +254,14 @@ class HogwildGroup:
         return ()
 
     @property
+    def widest_step(self) -> tuple[int, int]:
+        """Tokens and rows that the group can have in one step of the engine."""
+        headers = [tokens for tokens in (self._script.others, self._script.own) if tokens]
+        steps = self._num_workers * self._script.longest_step
+        tokens = max(steps + sum(map(len, headers)), len(self._script.forced))
+        return tokens, self._num_workers + len(headers)
+
+    @property
     def live(self) -> dict[int, Node]:
         """Nodes that are being written, by role."""
         states = (State.LIVE, State.CLOSING)
