@@ -23,7 +23,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy ray-demo dashboard deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -43,12 +43,16 @@ test: env $(NEEDS_MODEL) ## the tests that run in minutes
 test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 	$(PY) -m pytest -m slow
 
-test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics, dashboard and load on a real server and Prometheus
+test-deploy: env $(NEEDS_MODEL) deploy-tools ## real server and Prometheus under load, Ray with killed replicas, Helm chart
 	$(PY) -m pytest -m deploy
 
 dashboard: env $(NEEDS_MODEL) deploy-tools ## pictures of the dashboard and (in build/) the page, from a load on a real server
 	@mkdir -p build
 	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page build/page.png
+
+ray-demo: env $(NEEDS_MODEL) ## two replicas of the model behind one endpoint, by Ray Serve, on the CPU
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	@$(PY) -m deploy.ray.demo --model $(MODEL) --port $(PORT)
 
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'

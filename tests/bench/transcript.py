@@ -1,4 +1,4 @@
-"""One run of workers that see each other, as Markdown: what each wrote, in which order, how fast."""
+"""One run of workers that see each other, as Markdown: what each wrote, in which order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from .engine import make_llm
 
-QUESTION = "A farm has 12 hens and 7 goats. How many legs do they have together? Show your work."
+QUESTION = "How do I stay healthy? Give short tips, each in a paragraph of its own."
 
 
-def render(question: str, text: str, summary: dict[str, Any], command: str, model: str) -> str:
+def render(
+    question: str, text: str, summary: dict[str, Any], command: str, model: str, seed: int
+) -> str:
     """Return the transcript of a run."""
     figures = summary["hogwild"]
     workers = ", ".join(
@@ -20,9 +22,10 @@ def render(question: str, text: str, summary: dict[str, Any], command: str, mode
     quoted = "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())
     return f"""# A run of workers that see each other
 
-{model}, greedy, float32. A model of this size hardly cooperates (the paper finds little below 8B):
-the transcript shows the mechanics, in the order in which the client gets it: each finished step
-with its worker's name, what the budget cut off, then the forced answer.
+{model}, temperature 0.7, seed {seed}, float32. A model of this size hardly
+cooperates (the paper finds little below 8B): the transcript shows the mechanics, in the order in
+which the client gets it: each finished step with its worker's name, what the budget cut off, then
+the forced answer.
 
     {command}
 
@@ -30,9 +33,10 @@ with its worker's name, what the budget cut off, then the forced answer.
 
 {quoted}
 
-**Summary:** {workers}; layout {figures["layout"]}; {figures["checks_yes"]} checks answered with yes,
-{figures["checks_no"]} with no or otherwise; {summary["generated_tokens"]} tokens sampled on a critical path of
-{summary["critical_path_tokens"]} (parallelism ratio {summary["parallelism_ratio"]}), {summary["reused_kv_tokens"]} K/V tokens reused.
+**Summary:** {workers}; layout {figures["layout"]};
+{figures["checks_yes"]} checks answered with yes, {figures["checks_no"]} with no or otherwise;
+{summary["generated_tokens"]} tokens sampled on a critical path of
+{summary["critical_path_tokens"]} (parallelism ratio {summary["parallelism_ratio"]}).
 """
 
 
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--check-every", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     llm = make_llm(args.model, {"profile": "hogwild"}, max_model_len=4096)
     options = {
@@ -53,12 +58,23 @@ def main() -> None:
         "pt_worker_tokens": args.tokens,
         "pt_check_every": args.check_every,
     }
-    params = SamplingParams(temperature=0, max_tokens=2000, extra_args=options)
+    params = SamplingParams(
+        temperature=0.7,
+        seed=args.seed,
+        repetition_penalty=1.15,
+        max_tokens=2000,
+        ignore_eos=True,  # a model of this size ends its text at once
+        extra_args=options,
+    )
     chat: Any = [{"role": "user", "content": args.question}]
     (output,) = llm.chat(chat, params, use_tqdm=False)
     summary = output.kv_transfer_params["parallel_think"]
     command = "python -m tests.bench.transcript --model MODEL " + " ".join(sys.argv[3:])
-    print(render(args.question, output.outputs[0].text, summary, command.strip(), args.name))
+    print(
+        render(
+            args.question, output.outputs[0].text, summary, command.strip(), args.name, args.seed
+        )
+    )
 
 
 if __name__ == "__main__":

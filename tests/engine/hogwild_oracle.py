@@ -33,7 +33,7 @@ class Plan:
     question: tuple[int, ...] = ()
     found: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
-    answer_tokens: int = 16
+    answer_tokens: int = 8
 
 
 @dataclass

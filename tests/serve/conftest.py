@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local import smollm2
 
-from .server import ENDLESS, Answer, Server
+from .server import ENDLESS, SHORT_STEPS, Answer, Server
 
 _LOG = pytest.StashKey[Server]()
 
@@ -29,7 +29,9 @@ def server(
     folder = tmp_path_factory.mktemp("serve")
     profile = folder / "endless.toml"
     profile.write_text(ENDLESS)
-    options = {"profile": "skeleton", "profiles": [str(profile)]}
+    workers = folder / "short-steps.toml"
+    workers.write_text(SHORT_STEPS)
+    options = {"profile": "skeleton", "profiles": [str(profile), str(workers)]}
     server = Server(model, folder / "server.log", options)
     request.config.stash[_LOG] = server
     try:

@@ -45,6 +45,27 @@ close = "\\n"
 start = "In short,"
 """
 
+SHORT_STEPS = """
+name = "short-steps"
+summary = "Workers whose steps end after twenty tokens"
+
+[workers]
+names = ["Ann", "Ben", "Cem"]
+num_workers = 3
+step = "**{name} [{number}]:** "
+others = "### Others"
+own = "### Own"
+max_step_tokens = 20
+
+[check]
+every = 50
+text = "Am I doing redundant work? (yes/no): "
+
+[answer]
+forced = "The answer is"
+max_tokens = 8
+"""
+
 
 def outline_of(topic: str) -> list[dict[str, str]]:
     """Return a chat whose example makes a small model write an outline of three short points."""

@@ -176,7 +176,7 @@ class HogwildGroup:
         if found:
             self._found(found[0])
         elif ended and all(worker.lane.complete for worker in self.workers):
-            self._answer(self._script.forced)
+            self._answer(self._script.forced, self._script.recipe.answer.max_tokens)
         else:
             for worker in ended:
                 if not worker.lane.complete:
@@ -448,14 +448,14 @@ class HogwildGroup:
         worker.carry = None
         worker.step, worker.text = StepText(), ""
 
-    def _answer(self, forced: list[int]) -> None:
+    def _answer(self, forced: list[int], most: int | None = None) -> None:
         self.num_changes += 1
         node = self._add_node(Kind.CONCLUSION, self.trunk.lane, ANSWER, list(forced), num_hidden=0)
         self._num_tokens += len(forced)
         visible = sum(seen.num_visible for seen in self._order)
         left = self._limits.max_tokens - visible - len(forced)
         room = self._context - self._num_tokens
-        node.limit = max(1, min(left, room))
+        node.limit = max(1, min(left, room, most or left))
         node.critical_before = max(worker.num_sampled for worker in self.workers)
         self._order.append(node)
 

@@ -79,7 +79,7 @@ class Ending:
         marks: A finished step with any of these texts holds the answer.
         found: Forced when a worker has answered; empty ends there and then.
         forced: Forced when the budget is used up, over everything that was written.
-        max_tokens: Tokens kept for what is written behind the forced text.
+        max_tokens: Tokens kept for what is written behind the forced text, and most of that.
 
     """
 
