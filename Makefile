@@ -23,7 +23,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -43,15 +43,21 @@ test: env $(NEEDS_MODEL) ## the tests that run in minutes
 test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 	$(PY) -m pytest -m slow
 
-test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics, dashboard and load on a real server and Prometheus
+test-deploy: env $(NEEDS_MODEL) deploy-tools ## metrics and load on a real server and Prometheus; the chart
 	$(PY) -m pytest -m deploy
 
 dashboard: env $(NEEDS_MODEL) deploy-tools ## pictures of the dashboard and (in build/) the page, from a load on a real server
 	@mkdir -p build
 	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page build/page.png
 
+chart-files: ## copy rules and dashboard into the Helm chart
+	cp deploy/prometheus/rules.yaml deploy/grafana/parallel-think.json deploy/kubernetes/chart/files/
+
+# checkov pins hundreds of versions that are not vLLM's, so it has an environment of its own.
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && \
+		build/checkov/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'; }
 	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
 		echo "prometheus and promtool are missing: apt-get install prometheus"; exit 1; }
 
