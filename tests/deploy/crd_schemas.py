@@ -1,8 +1,9 @@
 """Strict schemas of the custom resources that the manifests use.
 
-Kubernetes' own kinds are checked against its OpenAPI schemas, which the package `kubernetes-validate`
-ships. No package ships these three, so here are the fields that our manifests use, and no others: a
-field outside them is an error here, while the real schemas would prune it silently. Sources, read in November 2026:
+Kubernetes' own kinds are checked against its OpenAPI schemas, which the package
+`kubernetes-validate` ships. No package ships these three, so here are the fields that our manifests
+use, and no others: a field outside them is an error, where the real schemas prune it silently.
+Sources, read in November 2026 (`CRD_FOLDER=… pytest` checks against the whole files):
 
 * ServiceMonitor, PrometheusRule: prometheus-operator, `example/prometheus-operator-crd/`
   (https://github.com/prometheus-operator/prometheus-operator)

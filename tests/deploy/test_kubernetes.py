@@ -1,4 +1,4 @@
-"""The manifests: rendered by Helm, against their schemas, against the plugin and a security lint."""
+"""The manifests: rendered by Helm, against schemas, the plugin and a security lint."""
 
 from __future__ import annotations
 
