@@ -23,7 +23,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy ray-demo dashboard deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -54,8 +54,14 @@ ray-demo: env $(NEEDS_MODEL) ## two replicas of the model behind one endpoint, b
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	@$(PY) -m deploy.ray.demo --model $(MODEL) --port $(PORT)
 
+chart-files: ## copy rules and dashboard into the Helm chart
+	cp deploy/prometheus/rules.yaml deploy/grafana/parallel-think.json deploy/kubernetes/chart/files/
+
+# checkov pins hundreds of versions that are not vLLM's, so it has an environment of its own.
 deploy-tools: env
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && \
+		build/checkov/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'; }
 	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
 		echo "prometheus and promtool are missing: apt-get install prometheus"; exit 1; }
 
