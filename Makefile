@@ -23,7 +23,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
+.PHONY: help demo serve ray-demo test test-slow test-deploy dashboard deploy-tools lint bench bench-parathinker bench-serving bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -36,6 +36,10 @@ serve: env $(NEEDS_MODEL) ## an OpenAI-compatible server with the plugin on the 
 	VLLM_CPU_NUM_OF_RESERVED_CPU=0 PATH="$(abspath $(VENV))/bin:$$PATH" vllm serve $(MODEL) $(SERVED_NAME) \
 		--host $(HOST) --port $(PORT) --dtype float32 --enforce-eager \
 		--additional-config '{"parallel_think": {"profile": "$(PROFILE)"}}'
+
+ray-demo: env $(NEEDS_MODEL) ## two replicas behind one endpoint with Ray Serve, asked and stopped
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	@$(PY) -m deploy.ray.demo --model $(MODEL)
 
 test: env $(NEEDS_MODEL) ## the tests that run in minutes
 	$(PY) -m pytest -m "not slow and not deploy"
@@ -51,7 +55,7 @@ dashboard: env $(NEEDS_MODEL) deploy-tools ## pictures of the dashboard and (in 
 	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page build/page.png
 
 deploy-tools: env
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy,ray]'
 	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
 		echo "prometheus and promtool are missing: apt-get install prometheus"; exit 1; }
 
