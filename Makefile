@@ -37,6 +37,10 @@ serve: env $(NEEDS_MODEL) ## an OpenAI-compatible server with the plugin on the 
 		--host $(HOST) --port $(PORT) --dtype float32 --enforce-eager \
 		--additional-config '{"parallel_think": {"profile": "$(PROFILE)"}}'
 
+ray-demo: env $(NEEDS_MODEL) ## two replicas behind one endpoint with Ray Serve, asked and stopped
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	@$(PY) -m deploy.ray.demo --model $(MODEL)
+
 test: env $(NEEDS_MODEL) ## the tests that run in minutes
 	$(PY) -m pytest -m "not slow and not deploy"
 
@@ -50,16 +54,12 @@ dashboard: env $(NEEDS_MODEL) deploy-tools ## pictures of the dashboard and (in 
 	@mkdir -p build
 	$(PY) -m tests.deploy.picture --out deploy/grafana/dashboard.png --page build/page.png
 
-ray-demo: env $(NEEDS_MODEL) ## two replicas of the model behind one endpoint, by Ray Serve, on the CPU
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
-	@$(PY) -m deploy.ray.demo --model $(MODEL) --port $(PORT)
-
 chart-files: ## copy rules and dashboard into the Helm chart
 	cp deploy/prometheus/rules.yaml deploy/grafana/parallel-think.json deploy/kubernetes/chart/files/
 
 # checkov pins hundreds of versions that are not vLLM's, so it has an environment of its own.
 deploy-tools: env
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy,ray]'
 	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && \
 		build/checkov/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'; }
 	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
