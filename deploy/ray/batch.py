@@ -143,7 +143,7 @@ def run(config: Mapping[str, Any], source: Path, target: Path, engines: int, bat
         target.open("a", encoding="utf-8") as file,
         tqdm(total=len(lines), initial=len(lines) - len(todo), unit="answer") as bar,
     ):
-        for row in answers.iter_rows(prefetch_batches=0):
+        for row in answers.iter_rows():
             file.write(row["line"] + "\n")
             file.flush()
             added += 1
