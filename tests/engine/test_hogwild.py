@@ -374,3 +374,49 @@ def test_seeds_make_sampled_answers_repeatable(make_engine: Any, recipe: Any) ->
     again = [output.outputs[0].token_ids for output in engine.generate(texts, asked)]
     assert again == first
     assert len({tuple(text) for text in first}) == len(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_smollm2_writes_what_a_dense_forward_writes(
+    make_engine: Any, smollm2: Path, tmp_path: Path
+) -> None:
+    """Words of a real tokenizer, thirty layers, nine heads over three; several finished steps."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(smollm2)
+
+    def encode(text: str) -> list[int]:
+        return list(words.encode(text, add_special_tokens=False))
+
+    names = ["Alice", "Bob", "Carol"]
+    options = {
+        "names": names,
+        "num_workers": 3,
+        "step": "**{name} [{number}]:** ",
+        "others": "### Others\n\n",
+        "own": " <...>\n\n### Own\n\n",
+        "end": [],
+        "max_step_tokens": 11,
+    }
+    plan = plan_of(
+        3,
+        "combined",
+        worker_tokens=30,
+        ends=frozenset(),
+        max_step_tokens=11,
+        others=tuple(encode("### Others\n\n")),
+        own=tuple(encode(" <...>\n\n### Own\n\n")),
+        steps=lambda worker, number: encode(f"**{names[worker]} [{number}]:** "),
+        check_every=40,
+    )
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        smollm2, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    engine = make_engine(model=smollm2, options={"profile": write_recipe(tmp_path, **options)})
+    oracle = HogwildOracle(hf_model, plan)
+    written = oracle.answer(encode("Three ways to stay healthy:\n\n"))
+    (output,) = engine.generate([encode("Three ways to stay healthy:\n\n")], params(plan, written))
+    assert written.checks >= 1 and len(written.history) > 6
+    assert_same(engine, output, oracle)
+    engine.assert_all_blocks_free()
