@@ -225,8 +225,6 @@ def test_the_autoscaler_asks_for_metrics_that_exist() -> None:
 
 
 def test_the_ray_service_runs_the_application_of_deploy_ray() -> None:
-    if not (ROOT / "deploy" / "ray").is_dir():
-        pytest.skip("this checkout has no deploy/ray, whose application rayservice.yaml runs")
     config = yaml.safe_load(ray_service()["spec"]["serveConfigV2"])
     (application,) = config["applications"]
     module, _, builder = application["import_path"].partition(":")
