@@ -70,9 +70,8 @@ def parse(options: Mapping[str, Any]) -> Namespace:
 
     try:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(to_flags(options))
-    except (
-        SystemExit
-    ) as error:  # argparse ends the process; a replica has to say why it cannot start
+    except SystemExit as error:
+        # argparse ends the process; a replica has to say why it cannot start.
         raise ValueError("vllm refuses an option of `args.vllm`; its log names it") from error
     validate_parsed_serve_args(args)
     return args
@@ -111,7 +110,7 @@ class Replica:
         await init_app_state(self._engine, app.state, args, tasks)
         if "port" in self._metrics:
             self._serve_metrics(app)
-        return app
+        return named(app, serve.get_replica_context().replica_id.unique_id)
 
     async def check_health(self) -> None:
         """Raise when the engine is dead; Ray Serve then replaces this replica."""
@@ -145,6 +144,21 @@ class Replica:
             target = f"{host}:{listener.getsockname()[1]}"
             replica = serve.get_replica_context().replica_tag
             list_target(Path(self._metrics["folder"]).expanduser(), target, replica)
+
+
+def named(app: Callable[..., Awaitable[None]], name: str) -> Callable[..., Awaitable[None]]:
+    """Return an app whose responses say, in the header ``x-replica``, who answered."""
+
+    async def forward(scope: Any, receive: Any, send: Any) -> None:
+        async def send_named(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"x-replica", name.encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        await app(scope, receive, send_named)
+
+    return forward
 
 
 def list_target(folder: Path, target: str, replica: str) -> None:

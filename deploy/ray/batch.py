@@ -22,6 +22,7 @@ import ray
 import ray.data
 import yaml
 from tqdm import tqdm
+from vllm.exceptions import VLLMValidationError
 
 from deploy.ray.app import parse
 
@@ -40,14 +41,18 @@ class Engine:
         lines = [json.loads(line) for line in batch["line"]]
         try:
             answers = self._answers(lines)
-        except (ValueError, TypeError):  # one refused line must not take the others with it
+        except (
+            VLLMValidationError,
+            ValueError,
+            TypeError,
+        ):  # one refused line must not take the others with it
             answers = [self._answer_or_error(line) for line in lines]
         return {"line": [json.dumps(answer, ensure_ascii=False) for answer in answers]}
 
     def _answer_or_error(self, line: Mapping[str, Any]) -> dict[str, Any]:
         try:
             (answer,) = self._answers([line])
-        except (ValueError, TypeError) as error:
+        except (VLLMValidationError, ValueError, TypeError) as error:
             return {"id": line["id"], "error": str(error)}
         return answer
 

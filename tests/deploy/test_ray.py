@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'
 
 from deploy.ray.batch import finished, read_lines
 from deploy.ray.cluster import CONFIG, ROOT, Cluster, request_body
+from tests.serve.server import wait_until
 
 QUESTIONS = [f"How do I {what}?" for what in ("stay healthy", "learn a language", "plan a trip")]
 LOAD = 8
@@ -38,37 +40,48 @@ def cluster(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         yield cluster
 
 
-def stream(url: str, question: str, first: threading.Event | None = None) -> tuple[str, str]:
-    """Return how a streamed request ended (`done`, `refused`, `cut`) and its text so far."""
-    text = ""
-    body = request_body(question, stream=True)
+@dataclass(frozen=True)
+class Seen:
+    """What a client saw of a stream: how it ended, its text so far, and who answered."""
+
+    state: str
+    text: str
+    replica: str = ""
+
+
+def stream(url: str, question: str, first: threading.Event | None = None) -> Seen:
+    """Return how a streamed request ended: `done`, `refused` or `cut`."""
+    text = replica = ""
+    body = request_body(question, stream=True, max_tokens=500)
+    body["vllm_xargs"] = {"pt_path_tokens": 120, "pt_max_paths": 3}
     try:
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=body, timeout=200, trust_env=False
         ) as response:
+            replica = response.headers.get("x-replica", "")
             if response.status_code != 200:
-                return "refused", response.read().decode()
+                return Seen("refused", response.read().decode(), replica)
             for line in response.iter_lines():
                 if line == "data: [DONE]":
-                    return "done", text
+                    return Seen("done", text, replica)
                 if line.startswith("data: "):
                     chunk = json.loads(line.removeprefix("data: "))
                     if "choices" not in chunk:
-                        return "cut", text
+                        return Seen("cut", text, replica)
                     for choice in chunk["choices"]:
                         text += choice["delta"].get("content") or ""
                     if text and first is not None:
                         first.set()
     except httpx.HTTPError:
         pass
-    return "cut", text
+    return Seen("cut", text, replica)
 
 
 def test_a_killed_replica_loses_only_its_own_requests(cluster: Cluster) -> None:
     """Every answer is whole and right, or ends with an error; both replicas serve afterwards."""
-    expected = {question: stream(cluster.url, question) for question in QUESTIONS}
-    assert {state for state, _ in expected.values()} == {"done"}
-    first, second = cluster.replicas()
+    expected = {question: stream(cluster.url, question).text for question in QUESTIONS}
+    before = set(cluster.replicas())
+    assert len(before) == 2
     flowing = [threading.Event() for _ in range(LOAD)]
     asked = [QUESTIONS[index % len(QUESTIONS)] for index in range(LOAD)]
     with ThreadPoolExecutor(LOAD) as pool:
@@ -76,28 +89,25 @@ def test_a_killed_replica_loses_only_its_own_requests(cluster: Cluster) -> None:
             pool.submit(stream, cluster.url, question, event)
             for question, event in zip(asked, flowing, strict=True)
         ]
-        assert all(event.wait(120) for event in flowing)
-        running = {pid: cluster.metric(pid, "vllm_pt_active_groups") for pid in (first, second)}
-        assert all(running.values()), f"both replicas must be at work: {running}"
-        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: sum(e.is_set() for e in flowing) >= LOAD // 2, "streams flow", 120)
+        groups = {pid: cluster.metric(pid, "vllm_pt_active_groups") for pid in before}
+        victim = max(before, key=lambda pid: groups[pid])
+        os.kill(victim, signal.SIGKILL)
         answers = [future.result() for future in futures]
-    states = Counter(state for state, _ in answers)
-    right = 0
-    for question, (state, text) in zip(asked, answers, strict=True):
-        if state == "done":
-            assert text == expected[question][1]
-            right += 1
-        elif state == "cut":
-            assert expected[question][1].startswith(text)
-    print(f"kill of a replica: {LOAD} streams, {right} right, {dict(states)}, groups {running}")
-    assert 1 <= LOAD - right <= running[first]
+    states = Counter(seen.state for seen in answers)
+    print(f"kill of a replica: {LOAD} streams, {dict(states)}, groups {sorted(groups.values())}")
+    lost = {seen.replica for seen in answers if seen.state != "done" and seen.replica}
+    assert len(lost) == 1, "the kill hit nothing, or more than one replica"
+    for question, seen in zip(asked, answers, strict=True):
+        if seen.state == "done":
+            assert seen.text == expected[question]
+        else:
+            assert expected[question].startswith(seen.text), "what was sent stays valid"
     after = [stream(cluster.url, question) for question in QUESTIONS]
-    assert after == [expected[question] for question in QUESTIONS]
-    deadline = time.monotonic() + 200
-    while len(cluster.replicas()) < 2 and time.monotonic() < deadline:
-        time.sleep(1)
-    assert first not in cluster.replicas() and second in cluster.replicas()
-    assert len(cluster.replicas()) == 2
+    assert [seen.text for seen in after] == [expected[question] for question in QUESTIONS]
+    assert all(seen.state == "done" and seen.replica not in lost for seen in after)
+    wait_until(lambda: len(cluster.replicas()) == 2, "a new replica", 200)
+    assert victim not in cluster.replicas() and before & set(cluster.replicas())
 
 
 def _batch(model: Path, source: Path, target: Path) -> list[str]:
