@@ -74,7 +74,7 @@ def _kernel(
         beyond = tl.maximum(last_bound - last_token, 0)
         stop = num_entries - (beyond + BLOCK_SIZE - 1) // BLOCK_SIZE
     top, total, acc = attend_entries(
-        query, start + token, token, head, is_row, row, kv_head, 0, stop,
+        query, start + token, token, head, is_row, row, row + m * 0, kv_head, 0, stop,
         key, value, blocks, first, count, bound,
         shift_index, cos, sin, visible_index, visible_offset, visible_limit,
         entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,

@@ -78,7 +78,9 @@ def worth_sharing(group: int) -> int:
 
 def _places(plan: SegmentPlan, cut: Cut, group: int) -> _Places:
     """The order and tiles of rows in each span; rows alone where nothing is shared."""
-    shared = shared_spans(plan, cut.span, cut.short_tokens) if plan.share else None
+    shared = None
+    if plan.share:
+        shared = shared_spans(plan, cut.span, cut.short_tokens, any_shift=True)
     num_rows = plan.num_rows
     row = torch.arange(num_rows, device=plan.device, dtype=torch.int32)
     row = row.repeat(cut.num_spans, 1)
@@ -128,7 +130,7 @@ def _span_kernel(
     start = tl.load(query_start + its_row, mask=in_tile, other=0)
     stop = tl.minimum((number + 1) * span, num_entries)
     top, total, acc = attend_entries(
-        query, start + token, token, head, is_row, row, kv_head, number * span, stop,
+        query, start + token, token, head, is_row, row, its_row, kv_head, number * span, stop,
         key, value, blocks, first, count, bound,
         shift_index, cos, sin, visible_index, visible_offset, visible_limit,
         entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,

@@ -16,12 +16,12 @@ TILE_KEYS = 64
 @triton.jit
 def _turn(query, partner, cos, sin, vector, token, dims, mask, shift_width, HALF: tl.constexpr,
           NEOX: tl.constexpr):  # fmt: skip
-    """The query tile [M, D] rotated by a shift vector; `partner` holds each dim's other half."""
+    """The query tile [M, D], each line by its own shift vector; `partner`: each dim's other half."""
     if NEOX:
         pair, is_left = dims % HALF, dims < HALF
     else:
         pair, is_left = dims // 2, dims % 2 == 0
-    at = (vector * shift_width + token[:, None]) * HALF + pair[None, :]
+    at = (vector * shift_width + token)[:, None] * HALF + pair[None, :]
     turning = mask & (dims < 2 * HALF)[None, :]
     c = tl.load(cos + at, mask=turning, other=1.0)
     s = tl.load(sin + at, mask=turning, other=0.0)
@@ -31,7 +31,7 @@ def _turn(query, partner, cos, sin, vector, token, dims, mask, shift_width, HALF
 
 @triton.jit
 def attend_entries(
-    query, place, token, head, is_row, row, kv_head, begin, stop,
+    query, place, token, head, is_row, row, its_row, kv_head, begin, stop,
     key, value, blocks, first, count, bound,
     shift_index, cos, sin, visible_index, visible_offset, visible_limit,
     entry_stride, shift_width, visible_width, scale_log2, key_scale, value_scale,
@@ -45,8 +45,8 @@ def attend_entries(
 ):  # fmt: skip
     """(largest score [M] in units of log 2, sum of weights [M], weighted values [M, D]) of a tile.
 
-    A line of the tile is query token `place`, number `token` of its row, at `head`. Entries
-    begin .. stop - 1 are those of `row`; its bounds hold for all lines.
+    A line of the tile is query token `place`, number `token` of row `its_row`, at `head`. Entries
+    begin .. stop - 1 are those of `row`; its bounds hold for all lines, its shifts do not.
     """
     dims = tl.arange(0, DIM)
     mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
@@ -54,7 +54,7 @@ def attend_entries(
     plain = tl.load(query + dims[None, :] * query_dim, mask=mask, other=0.0)
     if WIDEN:
         plain = plain.to(tl.float32)
-    turned, partner, turned_by = plain, plain, 0
+    turned, partner, turned_by = plain, plain, tl.zeros([BLOCK_M], tl.int32)
     if HAS_SHIFT:
         if NEOX:
             other = tl.where(dims < HALF, dims + HALF, dims - HALF)
@@ -90,8 +90,8 @@ def attend_entries(
             inside = tl.load(visible_offset + at, mask=in_row, other=0) + offset
             sees = sees & (inside[None, :] < leading)
         if HAS_SHIFT:
-            by = tl.load(shift_index + row * entry_stride + step)
-            if by != turned_by:
+            by = tl.load(shift_index + its_row * entry_stride + step, mask=is_row, other=0)
+            if tl.max((by != turned_by).to(tl.int32), axis=0) > 0:
                 turned = _turn(plain, partner, cos, sin, by, token, dims, mask, shift_width,
                                HALF, NEOX)  # fmt: skip
                 turned_by = by

@@ -163,6 +163,15 @@ def test_the_cpu_shares_whatever_the_shift() -> None:
     assert members(plan, 1) == [1] * 5 + [5] * 4
 
 
+def test_triton_shares_whatever_the_shift() -> None:
+    """Each line of a tile turns by itself, so that workers read what all of them see once."""
+    plan = SegmentPlan.build(turned_rows(Memory(60, 16)))
+    cut = triton_spans.Cut(span=2, num_spans=-(-plan.blocks.shape[1] // 2), short_tokens=2, lines=4)
+    places = triton_spans._places(plan, cut, group=2)
+    assert places.tile[:4].tolist() == [[5, 0, 0, 0, 0]] * 4
+    assert places.tile[4:].unique().tolist() == [1]
+
+
 @with_providers
 def test_rows_with_limited_sight_stand_alone(provider: str) -> None:
     memory = Memory(60, 16)

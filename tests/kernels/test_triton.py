@@ -63,6 +63,7 @@ POINTERS = {
         (triton_spans._merge_kernel, {}),
         (triton_kernel._kernel, SHIFTED),
         (triton_spans._span_kernel, {"HAS_SCALE": True}),
+        (triton_spans._span_kernel, SHIFTED),
     ],
 )
 def test_kernels_compile_for_hopper(kernel: Any, change: dict[str, object]) -> None:
