@@ -16,7 +16,7 @@ TILE_KEYS = 64
 @triton.jit
 def _turn(query, partner, cos, sin, vector, token, dims, mask, shift_width, HALF: tl.constexpr,
           NEOX: tl.constexpr):  # fmt: skip
-    """The query tile [M, D], each line by its own shift vector; `partner`: each dim's other half."""
+    """The tile [M, D], each line turned by its own vector; `partner` holds dims' other halves."""
     if NEOX:
         pair, is_left = dims % HALF, dims < HALF
     else:

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+pytest.importorskip("ray", reason="no Ray: make test-deploy")
 
 from deploy.ray.batch import finished, read_lines
 from deploy.ray.cluster import CONFIG, ROOT, Cluster, request_body
