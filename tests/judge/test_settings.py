@@ -117,7 +117,7 @@ def test_request_keys() -> None:
     server = ServerOptions(profile="off", judge={"rule": "judge", "weights": "w"})
 
     def ask(server: ServerOptions, **extra: Any) -> None:
-        parse_request(extra, server, [], "off", 0.5)
+        parse_request(extra, server, {}, "off", 0.5)
 
     ask(server, pt_judge=True)
     ask(server, pt_judge=0, pt_judge_threshold=0.5)

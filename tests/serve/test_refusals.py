@@ -29,7 +29,7 @@ WRONG_XARGS = [
     ({"pt_critical_tokens": -1}, "pt_critical_tokens must be a whole number of at least 1"),
     ({"pt_join": "zip"}, "pt_join must be kv or reprefill"),
     ({"pt_paths": 3}, "pt_paths is unknown; allowed: parallel_think, pt_max_paths"),
-    ({"pt_num_workers": 3}, "pt_num_workers needs a profile with workers (hogwild, hogwild-think)"),
+    ({"pt_num_workers": 3}, "pt_num_workers needs a profile with workers (hogwild, hogwild-think"),
     ({"parallel_think": "hogwild", "pt_num_workers": 9}, "whole number between 2 and 8, got 9"),
     ({"parallel_think": "hogwild", "pt_layout": "spiral"}, "pt_layout must be one of combined"),
     ({"parallel_think": "hogwild", "pt_join": "kv"}, "pt_join means nothing to the workers"),
