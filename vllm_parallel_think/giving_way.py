@@ -191,6 +191,8 @@ class GivingWayMixin(Scheduler):
             timestamp = time.monotonic()
             members = [request for request in self.running if self._is_member(request)]
             for request in reversed(members):
+                if request not in self.running:
+                    continue  # left with the workers of its group
                 self.running.remove(request)
                 self._preempt_request(request, timestamp, drop_stale_output=True)
             for family in self._families:

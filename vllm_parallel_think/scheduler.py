@@ -206,6 +206,8 @@ class GroupSchedulerMixin(LockStepMixin):
         self._preempted_member = self._preempted_other = False
         some_wait = self._unpark()
         some_wait = self._align_gangs() or some_wait
+        # A worker that starts a step must not be put off while the others go on.
+        throttle_prefills = throttle_prefills and not any(map(is_gang, self._families))
         self._is_scheduling = True
         if some_wait:
             # Newcomers would take the room that a family which gave way is waiting for.

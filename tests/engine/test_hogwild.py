@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -251,6 +252,30 @@ def test_forced_preemption_changes_nothing(make_engine: Any, hf_model: Any, reci
     assert swaps["out"] > 10
     engine.assert_all_blocks_free()
     assert not engine.worker._copies.teams
+
+
+def test_a_reset_of_the_prefix_cache_changes_nothing(
+    make_engine: Any, hf_model: Any, recipe: Any
+) -> None:
+    """As a weight update or a pause asks for it: all groups leave, and come back."""
+    engine = make_engine(options=recipe())
+    scheduler, schedule = engine.scheduler, engine.scheduler.schedule
+    steps = itertools.count(1)
+
+    def resetting(*args: Any, **kwargs: Any) -> Any:
+        if next(steps) % 11 == 0:
+            assert scheduler.reset_prefix_cache(reset_running_requests=True)
+        return schedule(*args, **kwargs)
+
+    scheduler.schedule = resetting
+    plan = plan_of(3, "combined")
+    texts = prompts(2)
+    oracles = [HogwildOracle(hf_model, plan) for _ in texts]
+    wanted = [oracle.answer(text) for oracle, text in zip(oracles, texts, strict=True)]
+    outputs = engine.generate(texts, [params(plan, written) for written in wanted])
+    for output, oracle in zip(outputs, oracles, strict=True):
+        assert_same(engine, output, oracle)
+    engine.assert_all_blocks_free()
 
 
 def count_swaps(engine: Any) -> Counter[str]:
