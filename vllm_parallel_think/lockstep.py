@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from .core.hogwild.group import HogwildGroup
@@ -58,7 +59,12 @@ class LockStepMixin(GivingWayMixin):
             need = [self._need(request) for request in members]
             new_tokens, new_blocks = sum(t for t, _ in need), sum(b for _, b in need)
             fits = new_tokens <= tokens and len(waiting) <= slots
-            if not fits or not self._clear_blocks(family, blocks + new_blocks):
+            try:
+                fits = fits and self._clear_blocks(family, blocks + new_blocks)
+            except Exception as error:  # one group may fail, the engine may not
+                self._fault(family, error)
+                fits = False
+            if not fits:
                 self._hold(members, waiting)
                 is_held = True
                 continue
@@ -66,8 +72,9 @@ class LockStepMixin(GivingWayMixin):
             slots -= len(waiting)
             blocks += new_blocks
             admits = admits or bool(waiting)
-        if admits:
-            self._keep_room_for_members(tokens, blocks)
+        # Only by priority does vLLM preempt a member for a row that needs a block.
+        if admits or self.policy == SchedulingPolicy.PRIORITY:
+            self._keep_room_for_members(tokens, blocks, admits)
         return is_held
 
     def _too_wide(self, group: HogwildGroup) -> str | None:
@@ -117,11 +124,14 @@ class LockStepMixin(GivingWayMixin):
         requests = family.requests.values()
         return [r for r in requests if r is not family.root and r.request_id in self.requests]
 
-    def _need(self, request: Request) -> tuple[int, int]:
-        """Return the tokens and the new blocks that a request takes in the coming step."""
+    def _need(self, request: Request, most: int | None = None) -> tuple[int, int]:
+        """Return the tokens that a request lacks (or so many of them), and blocks for those."""
         have = len(self.kv_cache_manager.coordinator.get_blocks(request.request_id)[0])
-        total = request.num_tokens
-        return total - request.num_computed_tokens, max(0, -(-total // self.block_size) - have)
+        new_tokens = request.num_tokens - request.num_computed_tokens
+        if most is not None:
+            new_tokens = min(new_tokens, most)
+        total = request.num_computed_tokens + new_tokens
+        return new_tokens, max(0, -(-total // self.block_size) - have)
 
     def _clear_blocks(self, family: Family, needed: int) -> bool:
         """Get so many blocks free, from ordinary requests, then from younger groups."""
@@ -154,20 +164,22 @@ class LockStepMixin(GivingWayMixin):
             self.kv_holding_waiting.remove_requests([request])
         self._aside += waiting
 
-    def _keep_room_for_members(self, tokens: int, blocks: int) -> None:
-        """Keep others from taking, or from preempting for, what waiting members need.
+    def _keep_room_for_members(self, tokens: int, blocks: int, admits: bool) -> None:
+        """Keep others from taking what members need, and from preempting anybody for more.
 
         Args:
             tokens: What is left of the step's tokens.
             blocks: What groups will take of the free blocks.
+            admits: Whether members wait: they are looked at behind all running rows.
 
         """
         free = self.kv_cache_manager.block_pool.get_num_free_blocks() - blocks
         others = [r for r in self.running if not self._is_gang_member(r)]
         # Rows that decode go first, then chunks of prompts, as far as there is room.
         for request in sorted(others, key=lambda r: self._need(r)[0] > 1):
-            new_tokens, new_blocks = self._need(request)
-            if new_tokens > tokens or new_blocks > free:
+            new_tokens, _ = self._need(request)
+            _, new_blocks = self._need(request, min(new_tokens, tokens))
+            if (admits and new_tokens > tokens) or new_blocks > free:
                 request.next_decode_eligible_step = self.current_step + 2
             else:
-                tokens, free = tokens - new_tokens, free - new_blocks
+                tokens, free = max(0, tokens - new_tokens), free - new_blocks

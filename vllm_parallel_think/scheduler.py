@@ -281,7 +281,8 @@ class GroupSchedulerMixin(LockStepMixin):
         self._preempted_member = True
         if is_gang(branch.family) and not branch.family.parked:
             if not self._is_scheduling:
-                self._give_way(branch.family)  # none of its workers goes on without the others
+                # None of its workers goes on without the others.
+                self._give_way(branch.family)
                 return
             branch.family.error = "a worker was preempted while others took the step"
         own = self._own_blocks(branch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from vllm.config import VllmConfig
 
@@ -86,5 +87,17 @@ def workers_refusal(vllm_config: VllmConfig) -> str | None:
         "workers' rows must run in one forward: drop --pipeline-parallel-size": (
             parallel.pipeline_parallel_size > 1
         ),
+        "workers read each other's keys through rotated queries, which this model's positions "
+        "do not allow": not _rotates_alike(vllm_config.model_config.hf_text_config),
     }
     return next((reason for reason, present in reasons.items() if present), None)
+
+
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+"""Kinds of rotary positions whose frequencies are the same for every length of a text."""
+
+
+def _rotates_alike(config: Any) -> bool:
+    """Whether all layers of a model rotate queries and keys by the same, fixed frequencies."""
+    rope = getattr(config, "rope_parameters", None)
+    return isinstance(rope, dict) and rope.get("rope_type") in ROPE_TYPES

@@ -33,7 +33,7 @@ class TeamRows:
 
     rows: tuple[int, ...]
     plan: SegmentPlan
-    rotary: Rotary | None
+    rotary: Rotary
 
 
 class TeamTables:
@@ -43,7 +43,7 @@ class TeamTables:
     word in a step in which nothing starts or ends.
     """
 
-    def __init__(self, block_size: int, rotary: Rotary | None, row_ids: RowIds) -> None:
+    def __init__(self, block_size: int, rotary: Rotary, row_ids: RowIds) -> None:
         self._block_size = block_size
         self._rotary = rotary
         self._row_ids = row_ids
@@ -186,8 +186,6 @@ def rotary_of(model: torch.nn.Module) -> Rotary | None:
         compute = getattr(module, "_compute_cos_sin_cache", None)
         if compute is None:
             continue
-        if len(getattr(module, "cos_sin_cache", ())) == 0 or hasattr(module, "long_factor"):
-            return None
         cos, sin = compute()[1].double().chunk(2)
         inv_freq = torch.atan2(sin, cos).cpu()
         rotary = Rotary(inv_freq, 2 * len(inv_freq), bool(module.is_neox_style))

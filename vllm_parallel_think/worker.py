@@ -13,10 +13,10 @@ from vllm.v1.worker.worker_base import WorkerBase
 from . import tables
 from .judge import attach
 from .judge.verifier import Verifier
-from .messages import GroupSchedulerOutput, Swap
+from .messages import GroupSchedulerOutput
 from .metrics.judging import JudgeCounter
 from .penalties import count_written
-from .settings import Settings
+from .settings import Settings, workers_refusal
 from .swapping import HostCopies
 from .tables import BlockTables
 from .teams import TeamTables, rotary_of, row_ids_of
@@ -66,14 +66,27 @@ class GroupWorkerMixin(WorkerBase):
         )
         tables.publish(self.vllm_config.instance_id, self._tables)
         self._tables.thoughts = self._load_thoughts()
-        self._tables.teams = TeamTables(
-            self.cache_config.block_size,
-            rotary_of(self.get_model()),
-            row_ids_of(self.model_runner),
-        )
+        self._tables.teams = self._make_teams()
         super().initialize_from_config(kv_cache_config)
         self._refuse_foreign_attention(kv_cache_config)
-        self._num_blocks = kv_cache_config.num_blocks
+        self._copies = HostCopies(self.model_runner.kv_caches, kv_cache_config.num_blocks)
+
+    def _make_teams(self) -> TeamTables | None:
+        """Return where groups of workers are kept, if this server can run any.
+
+        Raises:
+            NotImplementedError: The configuration says how the model rotates, its layers do not.
+
+        """
+        if workers_refusal(self.vllm_config) is not None:
+            return None
+        rotary = rotary_of(self.get_model())
+        if rotary is None:
+            raise NotImplementedError(
+                f"parallel_think cannot see how {type(self.get_model()).__name__} rotates queries; "
+                "remove parallel_think from --additional-config to serve it without branches"
+            )
+        return TeamTables(self.cache_config.block_size, rotary, row_ids_of(self.model_runner))
 
     def _load_thoughts(self) -> ThoughtEmbeddings | None:
         """Load this worker's share of the thought embeddings, if the server has any."""
@@ -90,8 +103,8 @@ class GroupWorkerMixin(WorkerBase):
         if block_tables is not None:
             ours = isinstance(scheduler_output, GroupSchedulerOutput)
             if ours:
-                if scheduler_output.swaps:
-                    self._swap(scheduler_output.swaps)
+                if scheduler_output.swaps and self._copies is not None:
+                    self._copies.apply(scheduler_output.swaps)
                 if scheduler_output.headers is not None:
                     block_tables.apply(scheduler_output.headers)
                 self._written |= scheduler_output.written
@@ -107,11 +120,6 @@ class GroupWorkerMixin(WorkerBase):
         if self._judge_counter is not None:
             self._judge_counter.stepped(idle=scheduler_output.total_num_scheduled_tokens == 0)
         return super().execute_model(scheduler_output)
-
-    def _swap(self, swaps: tuple[Swap, ...]) -> None:
-        if self._copies is None:
-            self._copies = HostCopies(self.model_runner.kv_caches, self._num_blocks)
-        self._copies.apply(swaps)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         if self._verifier is None:

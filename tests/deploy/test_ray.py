@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 pytest.importorskip("ray", reason="no Ray: make test-deploy")
@@ -92,6 +93,7 @@ def test_a_killed_replica_loses_only_its_own_requests(cluster: Cluster) -> None:
         wait_until(lambda: sum(e.is_set() for e in flowing) >= LOAD // 2, "streams flow", 120)
         groups = {pid: cluster.metric(pid, "vllm_pt_active_groups") for pid in before}
         victim = max(before, key=lambda pid: groups[pid])
+        engines = psutil.Process(victim).children(recursive=True)
         os.kill(victim, signal.SIGKILL)
         answers = [future.result() for future in futures]
     states = Counter(seen.state for seen in answers)
@@ -108,6 +110,7 @@ def test_a_killed_replica_loses_only_its_own_requests(cluster: Cluster) -> None:
     assert all(seen.state == "done" and seen.replica not in lost for seen in after)
     wait_until(lambda: len(cluster.replicas()) == 2, "a new replica", 200)
     assert victim not in cluster.replicas() and before & set(cluster.replicas())
+    assert engines and not any(engine.is_running() for engine in engines)
 
 
 def _batch(model: Path, source: Path, target: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,124 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from .hogwild_oracle import Dense, HogwildOracle, Plan, Written
+from .hogwild_cases import assert_same, count_swaps, params, plan_of, prompts, write_recipe
+from .hogwild_oracle import HogwildOracle
 
-TOLERANCE = 1e-3
-"""Of K/V whose values go up to 10; a token too much or too little moves them by 0.1 and more."""
-
-NUMBER = 100
-NAMES = (41, 42, 43, 44)
-OTHERS, OWN = (50, 51, 52), (53, 54, 55, 56)
-QUESTION, FORCED, FOUND = (60, 61, 62), (63, 64), (65, 66, 67)
-ENDS = tuple(range(10, 34, 2))
-
-
-def start_of(worker: int, number: int) -> list[int]:
-    """The tokens of "{name} {number} w45"."""
-    return [NAMES[worker], NUMBER + number, 45]
-
-
-def write_recipe(folder: Path, **changes: Any) -> str:
-    """Write a recipe of bare token ids; return its path."""
-    values: dict[str, Any] = {
-        "names": [f"w{name}" for name in NAMES],
-        "num_workers": 2,
-        "step": "{name} {number} w45",
-        "others": list(OTHERS),
-        "own": list(OWN),
-        "end": list(ENDS),
-        **changes,
-    }
-    every, found = values.pop("every", 0), values.pop("found", list(FOUND))
-    workers = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-    path = folder / "workers.toml"
-    path.write_text(
-        f"""
-name = "workers"
-summary = "token ids"
-[workers]
-{workers}
-[check]
-every = {every}
-text = {json.dumps(list(QUESTION))}
-[answer]
-found = {json.dumps(found)}
-forced = {json.dumps(list(FORCED))}
-max_tokens = 8
-""",
-        "utf-8",
-    )
-    return str(path)
-
-
-def plan_of(num_workers: int, layout: str, **changes: Any) -> Plan:
-    """What the recipe says, for the oracle."""
-    values: dict[str, Any] = {
-        "worker_tokens": 40,
-        "ends": frozenset(ENDS),
-        "others": OTHERS,
-        "own": OWN,
-        "steps": start_of,
-        "question": QUESTION,
-        "found": FOUND,
-        "forced": FORCED,
-    }
-    return Plan(num_workers, layout, **{**values, **changes})
-
-
-def params(plan: Plan, written: Written, **extra: Any) -> Any:
-    """Sampling parameters for the same answer, as long as the oracle's."""
-    from vllm import SamplingParams
-
-    options = {
-        "parallel_think": "workers",
-        "pt_layout": plan.layout,
-        "pt_worker_tokens": plan.worker_tokens,
-        "pt_check_every": plan.check_every,
-    }
-    if plan.num_workers > 1:
-        options["pt_num_workers"] = plan.num_workers
-    return SamplingParams(
-        temperature=0, max_tokens=1024, logprobs=0, extra_args={**options, **extra}
-    )
-
-
-def prompts(count: int) -> list[list[int]]:
-    """Prompts of odd lengths."""
-    rng = torch.Generator().manual_seed(3)
-    return [
-        torch.randint(70, 99, (length,), generator=rng).tolist()
-        for length in (19, 45, 33, 70, 27, 64)[:count]
-    ]
-
-
-def assert_same(engine: Any, output: Any, oracle: HogwildOracle) -> None:
-    """Compare an answer's tokens, log-probabilities and K/V with the oracle's."""
-    written, got = oracle.written, output.outputs[0]
-    assert list(got.token_ids)[: len(written.visible)] == written.visible
-    sampled = [
-        step[token].logprob
-        for token, step in zip(got.token_ids, got.logprobs, strict=True)
-        if step[token].logprob != 0.0  # forced tokens have probability 1
-    ]
-    expected = torch.tensor(written.log_probs)
-    assert torch.allclose(torch.tensor(sampled[: len(expected)]), expected, atol=2e-3)
-    assert_same_kv(engine, output, oracle.dense, written)
-    assert output.kv_transfer_params["parallel_think"]["fallbacks"] == {}
-
-
-def assert_same_kv(engine: Any, output: Any, dense: Dense, written: Written) -> None:
-    """Compare what lay in the cache, layer by layer."""
-    snapshot = engine.snapshot(output)
-    keys, values = torch.cat(snapshot.keys, 1), torch.cat(snapshot.values, 1)
-    ids = [i for step in written.history for i in step]
-    places = [at for step in written.history for at in range(len(step))]
-    assert keys.shape[1] == len(ids)
-    for layer in range(keys.shape[0]):
-        wanted = dense.rotate(torch.stack([dense.keys[i][layer] for i in ids]), places)
-        assert (keys[layer] - wanted).abs().max() < TOLERANCE
-        wanted = torch.stack([dense.values[i][layer] for i in ids])
-        assert (values[layer] - wanted).abs().max() < TOLERANCE
+PLAIN = {"parallel_think": "off"}
 
 
 @pytest.fixture
@@ -158,7 +43,7 @@ def test_workers_write_what_a_dense_forward_writes(
             assert figures["steps"] == len(written.history) - 1
             ends.add(written.by)
             engine.assert_all_blocks_free()
-    assert "budget" in ends
+    assert ends == {"budget", "found"}
 
 
 def test_a_lone_worker_writes_what_plain_decoding_writes(make_engine: Any, recipe: Any) -> None:
@@ -268,6 +153,7 @@ def test_a_reset_of_the_prefix_cache_changes_nothing(
         return schedule(*args, **kwargs)
 
     scheduler.schedule = resetting
+    swaps = count_swaps(engine)
     plan = plan_of(3, "combined")
     texts = prompts(2)
     oracles = [HogwildOracle(hf_model, plan) for _ in texts]
@@ -275,21 +161,91 @@ def test_a_reset_of_the_prefix_cache_changes_nothing(
     outputs = engine.generate(texts, [params(plan, written) for written in wanted])
     for output, oracle in zip(outputs, oracles, strict=True):
         assert_same(engine, output, oracle)
+    assert swaps["out"] >= 3
     engine.assert_all_blocks_free()
 
 
-def count_swaps(engine: Any) -> Counter[str]:
-    """Count copies to the host and back."""
+def test_by_priority_others_wait_instead_of_preempting_a_worker(
+    make_engine: Any, hf_model: Any, recipe: Any
+) -> None:
+    """Plain requests of better priority outgrow the pool beside a group that steps on."""
+    from vllm import SamplingParams
+
+    engine = make_engine(
+        options=recipe(end=[], max_step_tokens=100),
+        scheduling_policy="priority",
+        num_gpu_blocks_override=26,
+        max_model_len=512,
+    )
+    plan = plan_of(3, "combined", ends=frozenset(), max_step_tokens=100, worker_tokens=80)
+    for text in prompts(6):  # one whose workers write on until their budget
+        oracle = HogwildOracle(hf_model, plan)
+        written = oracle.answer(text)
+        if written.by == "budget":
+            break
+    assert written.by == "budget"
+    waited = count_waiting_rows(engine)
+    plain = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True, extra_args=PLAIN)
+    texts = [text, *([70 + (i + k) % 29 for i in range(20)] for k in range(6))]
+    outputs = engine.llm.generate(
+        [{"prompt_token_ids": text} for text in texts],
+        [params(plan, written), *[plain] * 6],
+        priority=[5, *[0] * 6],
+        use_tqdm=False,
+    )
+    assert_same(engine, outputs[0], oracle)
+    assert [len(output.outputs[0].token_ids) for output in outputs[1:]] == [90] * 6
+    assert waited["rows"], "no plain row had to wait for a block"
+    engine.assert_all_blocks_free()
+
+
+def count_waiting_rows(engine: Any) -> Counter[str]:
+    """Count running plain rows that sit out a step in which workers run."""
     counts: Counter[str] = Counter()
-    swap = engine.worker._swap
+    scheduler, schedule = engine.scheduler, engine.scheduler.schedule
 
-    def counting(swaps: Any) -> None:
-        for one in swaps:
-            counts["out" if one.out else "in" if one.blocks else "dropped"] += 1
-        swap(swaps)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        taken = output.num_scheduled_tokens
+        members = [scheduler._is_gang_member(r) for r in scheduler.running]
+        rows = zip(members, scheduler.running, strict=True)
+        if any(m and r.request_id in taken for m, r in rows):
+            counts["rows"] += sum(
+                r.request_id not in taken
+                for r in scheduler.running
+                if not scheduler._is_gang_member(r)
+            )
+        return output
 
-    engine.worker._swap = counting
+    scheduler.schedule = counting
     return counts
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"max_num_seqs": 4}, "raise --max-num-seqs"),
+        (
+            {"max_num_batched_tokens": 24, "max_num_seqs": 8, "max_model_len": 512},
+            "raise --max-num-batched-tokens",
+        ),
+        ({"num_gpu_blocks_override": 9, "max_model_len": 256}, "the whole pool has 8"),
+    ],
+)
+def test_a_group_that_can_never_fit_fails_alone(
+    make_engine: Any, recipe: Any, limits: dict[str, int], says: str
+) -> None:
+    from vllm import SamplingParams
+
+    engine = make_engine(options=recipe(), **limits)
+    options = {"pt_num_workers": 4, "pt_worker_tokens": 60}
+    asked = SamplingParams(temperature=0, max_tokens=200, extra_args=options)
+    plain = SamplingParams(temperature=0, max_tokens=9, extra_args={"parallel_think": "off"})
+    group, other = engine.generate(prompts(2), [asked, plain])
+    assert group.outputs[0].finish_reason == "abort"
+    assert says in group.outputs[0].stop_reason
+    assert len(other.outputs[0].token_ids) == 9
+    engine.assert_all_blocks_free()
 
 
 @pytest.mark.parametrize("kind", ["qk-norm", "yarn", "partial"])
@@ -359,14 +315,17 @@ def test_clients_that_leave_take_nothing_with_them(make_engine: Any, recipe: Any
         temperature=0, max_tokens=400, extra_args={"pt_num_workers": 4, "pt_worker_tokens": 60}
     )
     core = engine.llm.llm_engine
+    swaps = count_swaps(engine)
     left = 0
     for step in range(400):
         if step % 3 == 0 and step < 60:
             core.add_request(f"r{step}", {"prompt_token_ids": prompts(6)[step % 6]}, asked)
         if step % 5 == 4 and step < 100:
-            ids = [family.root.request_id for family in engine.scheduler._families]
-            if ids:
-                core.abort_request([ids[step % len(ids)]], internal=True)
+            families = list(engine.scheduler._families)
+            on_host = [family for family in families if family.parked]
+            if families:
+                leaving = (on_host or families)[step % len(on_host or families)]
+                core.abort_request([leaving.root.request_id], internal=True)
                 left += 1
         core.step()
         if step > 60 and not core.has_unfinished_requests():
@@ -379,7 +338,8 @@ def test_clients_that_leave_take_nothing_with_them(make_engine: Any, recipe: Any
     engine.generate(
         [prompts(1)[0]], SamplingParams(max_tokens=2, extra_args={"parallel_think": "off"})
     )
-    assert engine.worker._copies is None or not engine.worker._copies.teams
+    assert swaps["dropped"], "no client left while its group was on the host"
+    assert not engine.worker._copies.teams
 
 
 def test_seeds_make_sampled_answers_repeatable(make_engine: Any, recipe: Any) -> None:

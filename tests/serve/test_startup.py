@@ -6,6 +6,7 @@ import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -343,3 +344,42 @@ def test_offline_answers(model: Path) -> None:
     _, plain, nothing = answers(True, {}, [{}])
     assert nothing == [None]
     assert plain[0] == apart[1]
+
+
+ROTATES = {"rope_type": "yarn", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("text_config", "changes", "says"),
+    [
+        ({"rope_parameters": ROTATES}, {}, None),
+        ({"rope_parameters": {"rope_type": "longrope"}}, {}, "positions do not allow"),
+        ({"rope_parameters": {"full_attention": ROTATES}}, {}, "positions do not allow"),
+        ({}, {}, "positions do not allow"),
+        ({"rope_parameters": ROTATES}, {"speculative_config": 1}, "drop --speculative-config"),
+        (
+            {"rope_parameters": ROTATES},
+            {"scheduler_config": SimpleNamespace(async_scheduling=True)},
+            "--no-async-scheduling",
+        ),
+        (
+            {"rope_parameters": ROTATES},
+            {"parallel_config": SimpleNamespace(pipeline_parallel_size=2)},
+            "drop --pipeline-parallel-size",
+        ),
+    ],
+)
+def test_what_workers_need(
+    text_config: dict[str, Any], changes: dict[str, Any], says: str | None
+) -> None:
+    """Asked in the front end: what no worker could compute never reaches the engine."""
+    from vllm_parallel_think.settings import workers_refusal
+
+    config = {
+        "speculative_config": None,
+        "scheduler_config": SimpleNamespace(async_scheduling=False),
+        "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
+        "model_config": SimpleNamespace(hf_text_config=SimpleNamespace(**text_config)),
+    }
+    refusal = workers_refusal(SimpleNamespace(**{**config, **changes}))
+    assert refusal is None if says is None else says in refusal

@@ -13,19 +13,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from .exchange import Cause, Chunk, Emission, Finish, Limits, Verdict
+from .exchange import Cause, Emission, Finish, Limits, Verdict
 from .graph import Fork, Kind, Lane, Node, State
 from .live import show_path
 from .options import RequestOptions
 from .profile import Forced
 from .room import Room
 from .scan import BranchEnd, ForkSeen, Grammar, PathName
+from .visible import VisibleText
 from .vote import Vote, vote
 
 _NOTHING: Any = object()
 
 
-class Group:
+class Group(VisibleText):
     """One client request and everything it branched into."""
 
     def __init__(
@@ -37,21 +38,15 @@ class Group:
     ) -> None:
         self._grammar = grammar
         self._options = options
-        self._limits = limits
+        super().__init__(limits)
         self._profile = grammar.profile
         self._room = Room(grammar, options, limits)
         self.blocks_of = self._room.blocks_of
         self._join_mode = options.join or self._profile.join.mode
-        self.finish: Finish | None = None
-        self.finished = False
         self.num_changes = 1
         """Grows whenever :meth:`ready` may have a new answer: most steps only add tokens."""
         self._concluded = False
         self.fallbacks: Counter[str] = Counter()
-        self._order: list[Node] = []
-        self._cursor = 0
-        self._entered = False
-        self._num_emitted = 0
         self._num_nodes = 0
         self._num_forks = 0
         self._num_paths = 0
@@ -63,7 +58,6 @@ class Group:
         self._ending: dict[Node, tuple[PathName, ...] | None] = {}
         """What a node's end tag asks for: paths to open, or (``None``) the end of its lane."""
         self._lane_stops: dict[Lane, Finish] = {}
-        self._dropped: list[Node] = []
         self._latest_fork: Fork | None = None
         self._prompt_len = len(prompt)
         self.opening = grammar.forced(self._profile.opening)
@@ -211,8 +205,7 @@ class Group:
                 before += node.num_visible
                 if before >= limit and node.state is not State.DONE:
                     self._drop(node)
-        dropped, self._dropped = self._dropped, []
-        return dropped
+        return super().take_dropped()
 
     def take_cut(self) -> list[Node]:
         """Return paths that must stop now, because enough of their siblings have ended."""
@@ -298,23 +291,7 @@ class Group:
         """Yield what the client may see now, in the order of the text; the last says the end."""
         if self._options.vote and self.branched and self._vote is None:
             return
-        while not self.finished:
-            node = self._order[self._cursor]
-            forced = () if self._entered else tuple(node.forced_visible)
-            self._entered = True
-            if forced:
-                yield self._emit(node, None, len(forced), forced)
-            elif node.outbox:
-                chunk: Chunk = node.outbox.popleft()
-                yield self._emit(node, chunk.payload, chunk.num_tokens)
-            elif finish := self._finish_behind(node):
-                self.finished = True
-                yield Emission(None, 0, (), finish)
-            elif node.state is State.DONE and self._cursor + 1 < len(self._order):
-                self._cursor += 1
-                self._entered = False
-            else:
-                return
+        yield from super().release()
 
     def live_view(self) -> list[dict[str, Any]] | None:
         """Return where every path of the latest block stands, if the client asked to see that.
@@ -603,11 +580,6 @@ class Group:
             if later.state is not State.DONE:
                 self._drop(later)
 
-    def _drop(self, node: Node) -> None:
-        if node.state is not State.DROPPED:
-            node.state = State.DROPPED
-            self._dropped.append(node)
-
     def _needs_request(self, node: Node) -> bool:
         if node.retired or node.state is State.DROPPED:
             return False
@@ -615,24 +587,9 @@ class Group:
             return not (node.sealed or node.computing)
         return node.parked or node.state is State.WAITING
 
-    def _emit(
-        self, node: Node, payload: Any, num_tokens: int, forced: tuple[int, ...] = ()
-    ) -> Emission:
-        left = self._limits.max_tokens - self._num_emitted
-        keep = min(num_tokens, left)
-        self._num_emitted += keep
-        finish = None if node.outbox else self._finish_behind(node)
-        if self.branched and (keep < num_tokens or (finish is None and keep == left)):
-            finish = Finish("length")
-        elif finish is not None and finish.apart:
-            finish = None  # the next emission says it
-        self.finished = finish is not None
-        return Emission(payload, keep, forced[:keep], finish)
-
     def _finish_behind(self, node: Node) -> Finish | None:
         """Return how the answer ends right behind a node, if it does."""
-        if node.state is not State.DONE:
-            return None
-        if node is node.lane.nodes[-1] and node.lane in self._lane_stops:
+        done = node.state is State.DONE
+        if done and node is node.lane.nodes[-1] and node.lane in self._lane_stops:
             return self._lane_stops[node.lane]
-        return self.finish if node is self._order[-1] else None
+        return super()._finish_behind(node)

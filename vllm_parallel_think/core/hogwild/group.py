@@ -12,63 +12,34 @@ end of the engine's step: so the same tokens come out whatever the batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..exchange import Cause, Chunk, Emission, Finish, Limits, Verdict
+from ..exchange import Cause, Finish, Limits, Verdict
 from ..graph import Fork, Kind, Lane, Node, State
 from ..live import show_path
 from ..options import RequestOptions
+from ..visible import VisibleText
 from .recipe import Layout
 from .script import Script
-from .steps import StepText
 from .view import ANSWER, OTHERS, OWN
-
-_ANSWERS = ("yes", "no")
-_CHECK_TOKENS = 8
-"""Sampled tokens in which a check's answer is looked for."""
+from .worker import Worker
 
 
-class Worker:
-    """One worker: its lane, and what the group must know of the step it is writing."""
-
-    def __init__(self, number: int, lane: Lane) -> None:
-        self.number = number
-        self.lane = lane
-        self.num_steps = 0
-        self.num_sampled = 0
-        self.step = StepText()
-        self.text = ""
-        """What it sampled in this step, while a mark or a check's answer may be in it."""
-        self.checked = False
-        """Whether this step began with a check whose answer is not known yet."""
-        self.carry: int | None = None
-        """The token that ended the last step: it has no K/V, and starts the next one."""
-        self.ended: Cause | None = None
-        """Why the current step ended, until the group has settled that."""
-        self.stop_reason: int | None = None
-
-    @property
-    def node(self) -> Node:
-        """The step being written, or the last one."""
-        return self.lane.nodes[-1]
-
-
-class HogwildGroup:
+class HogwildGroup(VisibleText):
     """One client request and its workers."""
 
     def __init__(
         self, prompt: Sequence[int], script: Script, options: RequestOptions, limits: Limits
     ) -> None:
         recipe = script.recipe
-        self._script, self._options, self._limits = script, options, limits
+        super().__init__(limits)
+        self._script, self._options = script, options
         self._num_workers = options.num_workers or recipe.workers.num_workers
         every = options.check_every
         self._check_every = recipe.check.every if every is None else every
         self._worker_tokens = options.worker_tokens or recipe.workers.max_tokens
         self.layout: Layout = options.layout or recipe.workers.layout
-        self.finish: Finish | None = None
-        self.finished = False
         self.num_changes = 1
         self.num_moves = 0
         """Grows whenever what rows see changes otherwise than by a token more."""
@@ -78,10 +49,6 @@ class HogwildGroup:
         """Finished steps in the order of completion; their K/V is there."""
         self.roles: dict[Node, int] = {}
         self.workers: list[Worker] = []
-        self._order: list[Node] = []
-        self._cursor = 0
-        self._entered = False
-        self._num_emitted = 0
         self._num_nodes = 0
         self._num_reused = 0
         self._since_check = 0
@@ -99,6 +66,8 @@ class HogwildGroup:
         self.trunk.state = State.CLOSING
         self._order.append(self.trunk)
         self._num_tokens = len(given)
+        self._num_hidden = self._num_tokens
+        """Tokens of the prompt and of the headers, which are in the K/V but not in the answer."""
 
     # -- what the adapter reports ------------------------------------------------------------
 
@@ -115,33 +84,12 @@ class HogwildGroup:
         worker = self.workers[self.roles[node]]
         worker.num_sampled += 1
         self._since_check += 1
-        ends = self._reads(worker, token)
+        ends = worker.reads(token, self._script, self._checks)
         if self._over or worker.num_sampled >= self._worker_tokens:
             # The last token gets its K/V: the answer is to see everything that was written.
             node.state = State.CLOSING
             return Verdict.CLOSE
         return Verdict.END if ends else Verdict.CONTINUE
-
-    def _reads(self, worker: Worker, token: int) -> bool:
-        """Read a sampled token; return whether it ends the worker's step."""
-        piece = self._script.vocabulary.piece(token)
-        worker.text += piece
-        if worker.checked:
-            self._read_check(worker)
-        rules = self._script.recipe.workers
-        sampled = worker.node.num_sampled - worker.node.num_pending
-        if rules.max_step_tokens is not None and sampled >= rules.max_step_tokens:
-            return True
-        by_text = worker.step.feed(piece)
-        return token in self._script.ends if self._script.ends else by_text
-
-    def _read_check(self, worker: Worker) -> None:
-        words = worker.text.lower().replace("*", " ").split()
-        first = words[0].strip(".,:;!\"'()") if words else ""
-        done = len(words) > 1 or worker.node.num_sampled >= _CHECK_TOKENS
-        if first in _ANSWERS or done:
-            self._checks[first if first in _ANSWERS else "no"] += 1
-            worker.checked = False
 
     def end(self, node: Node, cause: Cause, stop_reason: int | None = None) -> None:
         """Take note that a request ended; a step's end is acted upon by :meth:`settle`."""
@@ -192,9 +140,7 @@ class HogwildGroup:
             self.history.append(node)
         self._order.append(node)
         worker.num_steps += 1
-        if worker.checked:
-            worker.checked = False
-            self._checks["no"] += 1
+        worker.end_check("", self._checks)
         if cause in (Cause.CLOSED, Cause.EOS, Cause.STOP_TOKEN):
             self._complete(worker)
         if cause is not Cause.VERDICT and cause is not Cause.CLOSED:
@@ -205,7 +151,7 @@ class HogwildGroup:
         """A worker has answered: what the others have not finished is of no more use."""
         for other in self.workers:
             if other.node.state is not State.DONE:
-                other.node.state = State.DROPPED
+                self._drop(other.node)
             self._complete(other)
         if self._script.found:
             self._answer(self._script.found)
@@ -224,13 +170,6 @@ class HogwildGroup:
         node.computing = False
         self.num_changes += 1
         self.num_moves += 1
-
-    def take_dropped(self) -> list[Node]:
-        """Return branches that nobody will see, each once; their requests are of no more use."""
-        dropped = [node for node in self.roles if node.state is State.DROPPED and not node.retired]
-        for node in dropped:
-            node.retired = True
-        return dropped
 
     def take_cut(self) -> list[Node]:
         """Return paths that must stop now: workers stop together, so there are none."""
@@ -315,9 +254,8 @@ class HogwildGroup:
 
     def written_before(self, node: Node) -> list[int]:
         """Return the answer's tokens that a step sees in front of its first sampled one."""
-        return [token for seen in self.history for token in seen.tokens] + node.tokens[
-            node.num_pending : node.num_given
-        ]
+        written = [token for seen in self.history for token in seen.tokens[seen.num_hidden :]]
+        return written + node.tokens[node.num_hidden : node.num_given]
 
     def temperature(self, node: Node) -> float | None:
         """Return a temperature that replaces the request's: none does."""
@@ -327,41 +265,6 @@ class HogwildGroup:
         """Return how long paths waited for their join: workers end together."""
         return []
 
-    def release(self) -> Iterator[Emission]:
-        """Yield finished steps in order of completion, then the answer; the last says the end."""
-        while not self.finished:
-            node = self._order[self._cursor]
-            forced = () if self._entered else tuple(node.forced_visible)
-            self._entered = True
-            if forced:
-                yield self._emit(None, len(forced), forced)
-            elif node.outbox:
-                chunk: Chunk = node.outbox.popleft()
-                yield self._emit(chunk.payload, chunk.num_tokens)
-            elif self._cursor + 1 < len(self._order) and node.state is State.DONE:
-                self._cursor += 1
-                self._entered = False
-            elif self.finish is not None and node.state is State.DONE:
-                self.finished = True
-                yield Emission(None, 0, (), self.finish)
-            else:
-                return
-
-    def _emit(self, payload: Any, num_tokens: int, forced: tuple[int, ...] = ()) -> Emission:
-        left = self._limits.max_tokens - self._num_emitted
-        keep = min(num_tokens, left)
-        self._num_emitted += keep
-        node = self._order[self._cursor]
-        finish = None
-        if self._cursor + 1 == len(self._order) and node.state is State.DONE and not node.outbox:
-            finish = self.finish
-        if keep < num_tokens or (keep == left and finish is None):
-            finish = Finish("length")
-        elif finish is not None and finish.apart:
-            finish = None
-        self.finished = finish is not None
-        return Emission(payload, keep, forced[:keep], finish)
-
     def live_view(self) -> list[dict[str, Any]] | None:
         """Return where every worker stands, if the client asked to see that."""
         if not self._options.live or not self.workers:
@@ -370,11 +273,8 @@ class HogwildGroup:
 
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
-        nodes = [n for n in self.roles if n.state is not State.DROPPED or n.num_sampled]
-        sampled = sum(node.num_sampled for node in nodes) + sum(
-            worker.carry is not None for worker in self.workers if worker.node.state is State.DONE
-        )
         answer = sum(n.num_sampled for n, role in self.roles.items() if role == ANSWER)
+        sampled = sum(worker.num_sampled for worker in self.workers) + answer
         critical = max((worker.num_sampled for worker in self.workers), default=0) + answer
         return {
             "profile": self._script.recipe.name,
@@ -384,7 +284,7 @@ class HogwildGroup:
             "widest_fork": max(1, len(self.workers)),
             "depth": int(bool(self.workers)),
             "generated_tokens": sampled,
-            "forced_tokens": sum(len(node.forced_visible) for node in nodes),
+            "forced_tokens": sum(len(node.forced_visible) for node in self._order),
             "critical_path_tokens": critical,
             "parallelism_ratio": round(sampled / critical, 4) if critical else 1.0,
             "reused_kv_tokens": self._num_reused,
@@ -421,6 +321,7 @@ class HogwildGroup:
                     lane = self.trunk.lane
                     self._add_node(Kind.CLOSE, lane, role, list(tokens), num_hidden=len(tokens))
                     self._num_tokens += len(tokens)
+        self._num_hidden = self._num_tokens + len(self._last_of_prompt)
         for number in range(self._num_workers):
             name = self._script.recipe.workers.names[number]
             lane = Lane(depth=1, room=0, forks_left=0, fork=fork, name=name)
@@ -445,8 +346,7 @@ class HogwildGroup:
         self._num_tokens += len(given)
         # The group ends a step itself; vLLM only needs a bound.
         node.limit = self._worker_tokens - worker.num_sampled
-        worker.carry = None
-        worker.step, worker.text = StepText(), ""
+        worker.begin_step()
 
     def _answer(self, forced: list[int], most: int | None = None) -> None:
         self.num_changes += 1
@@ -472,7 +372,7 @@ class HogwildGroup:
         spare = self._num_workers * (2 + self._script.longest_step)
         if self._num_tokens + spare + answer >= self._context:
             return True
-        visible = sum(node.num_visible for node in self.roles if self.roles[node] >= 0)
+        visible = self._num_tokens - self._num_hidden
         most = self._limits.max_tokens
         return visible + spare + min(answer, most // 2) >= most
 
