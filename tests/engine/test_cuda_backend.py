@@ -32,10 +32,14 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
+from attention_kernels import Rotary
 from vllm_parallel_think import configure, tables
 from vllm_parallel_think.attention import cuda
 from vllm_parallel_think.core.errors import OptionError
+from vllm_parallel_think.core.hogwild.view import Run
+from vllm_parallel_think.messages import TeamUpdate
 from vllm_parallel_think.tables import BlockTables
+from vllm_parallel_think.teams import TeamTables
 from vllm_parallel_think.worker import GroupWorkerMixin, refuse_hookless
 from vllm_parallel_think.worker_cpu import GroupCPUWorker
 from vllm_parallel_think.worker_cuda import GroupCUDAWorker
@@ -260,6 +264,45 @@ def test_forward_equals_dense_attention(
     )
     assert (output[NUM_TOKENS:] == 7.0).all(), "padding was written"
     assert kernel.seqused_k == CUT
+
+
+def test_workers_rows_turn_for_what_others_wrote(
+    config: Any, headers: BlockTables, kernel: FakeFlashAttention
+) -> None:
+    """Row 1 is a worker: it sees the prompt in block 3, a finished step in block 5, its own."""
+    torch.manual_seed(0)
+    rotary = Rotary(torch.logspace(0, -3, HEAD_SIZE // 2).double(), HEAD_SIZE, True)
+    teams = TeamTables(BLOCK_SIZE, rotary, lambda _: [f"r{i}" for i in range(len(ROWS))])
+    row = ROWS[1]
+    new = SimpleNamespace(
+        req_id="r1", block_ids=(list(row.blocks),), num_computed_tokens=row.seq_len - 1
+    )
+    cached = SimpleNamespace(
+        req_ids=[], new_block_ids=[], num_computed_tokens=[], resumed_req_ids=set()
+    )
+    output: Any = SimpleNamespace(
+        scheduled_new_reqs=[new], scheduled_cached_reqs=cached, num_scheduled_tokens={"r1": 1}
+    )
+    seen = (Run((3,), 16), Run((5,), 7, role=1))
+    teams.apply(output, [TeamUpdate("t", "combined", seen[0], history=seen[1:], live=((0, "r1"),))])
+    headers.teams = teams
+    query, cache = make_query(), make_cache("NHD")
+    got = forward(make_impl(), make_builder(config).build(0, common_metadata()), query, cache)
+    expected = oracle(query, cache, FILL)
+    keys = cache[..., :HEAD_SIZE].transpose(1, 2)
+    values = cache[..., HEAD_SIZE:].transpose(1, 2)
+    scores, found = [], []
+    for blocks, length, shift in (((3,), 16, 23), ((5,), 7, 7), (row.blocks, row.seq_len, 0)):
+        cos, sin = rotary.tables(torch.tensor(shift))
+        turned = rotary.rotate(query[1], cos, sin).double()
+        key = torch.cat([keys[b] for b in blocks])[:length].double().repeat_interleave(2, dim=1)
+        scores.append(torch.einsum("hd,nhd->hn", turned * SCALE, key))
+        found.append(torch.cat([values[b] for b in blocks])[:length].double())
+    value = torch.cat(found).repeat_interleave(2, dim=1)
+    weights = torch.cat(scores, dim=1).softmax(dim=1)
+    expected[1] = torch.einsum("hn,nhd->hd", weights, value).float()
+    torch.testing.assert_close(got[:NUM_TOKENS], expected, rtol=1e-5, atol=1e-5)
+    assert kernel.seqused_k == [CUT[0], 1, *CUT[2:]]
 
 
 def test_fp8_caches(
