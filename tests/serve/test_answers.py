@@ -288,7 +288,8 @@ def test_client_that_leaves(server: Server, whole: Answer) -> None:
     body |= {"vllm_xargs": {**XARGS, "parallel_think": "endless"}}
     with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
         text = ""
-        for line in response.iter_lines():
+        lines = response.iter_lines()  # kept: once nothing holds it, httpx hangs up
+        for line in lines:
             if line.startswith("data: {"):
                 text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
             if text.count("**") >= 4:
