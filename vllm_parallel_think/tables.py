@@ -25,6 +25,7 @@ class BlockTables:
         thoughts: The model's thought embeddings, if it is served with any.
         teams: Groups whose workers see each other.
         has_holes: Whether the current batch holds a branch with a prefix of its own.
+        was_found: Whether an attention backend has asked for the tables in this step.
 
     """
 
@@ -36,6 +37,7 @@ class BlockTables:
         self.thoughts: ThoughtEmbeddings | None = None
         self.teams: TeamTables | None = None
         self.has_holes = False
+        self.was_found = False
 
     @property
     def has_branches(self) -> bool:
@@ -86,4 +88,7 @@ def publish(instance_id: str, tables: BlockTables) -> None:
 
 def find(instance_id: str) -> BlockTables | None:
     """Return the tables of a vLLM instance, if its worker has made them."""
-    return _tables.get(instance_id)
+    found = _tables.get(instance_id)
+    if found is not None:
+        found.was_found = True
+    return found

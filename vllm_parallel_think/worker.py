@@ -101,6 +101,10 @@ class GroupWorkerMixin(WorkerBase):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         block_tables = self._tables
         if block_tables is not None:
+            # vLLM's engine process renames the instance once its executor is made, and a worker in
+            # that process shares the configuration.
+            tables.publish(self.vllm_config.instance_id, block_tables)
+            block_tables.was_found = False
             ours = isinstance(scheduler_output, GroupSchedulerOutput)
             if ours:
                 if scheduler_output.swaps and self._copies is not None:
@@ -165,6 +169,11 @@ class GroupWorkerMixin(WorkerBase):
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict) or not metadata:
             return
+        if not block_tables.was_found:
+            raise RuntimeError(
+                "parallel_think: no attention backend has asked for the block headers of this "
+                "step, so branches would read what is not theirs"
+            )
         positions = _positions(args, kwargs)
         self._natural_positions = positions.clone()
         block_tables.move_positions(positions, next(iter(metadata.values())).slot_mapping)

@@ -6,6 +6,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 
@@ -297,6 +298,24 @@ def test_client_that_leaves(server: Server, whole: Answer) -> None:
         assert not server.is_idle()
     server.wait_idle()
     assert server.ask()[0].tokens == whole.tokens
+
+
+def test_a_worker_inside_the_engine_process(model: Path, tmp_path: Path, whole: Answer) -> None:
+    """As vLLM runs a single GPU: the worker shares the engine's configuration, whose name changes.
+
+    Asked twice, because blocks that are used again hold what another branch has left in them.
+    """
+    changes = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    server = Server(model, tmp_path / "server.log", {"profile": "skeleton"}, **changes)
+    try:
+        server.wait_ready()
+        for _ in range(2):
+            assert server.ask()[0].tokens == whole.tokens
+    except AssertionError:
+        print(server.log_tail())
+        raise
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow
