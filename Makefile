@@ -9,8 +9,6 @@ JUDGE ?= build/judge
 PROBLEMS ?= 1500
 EPOCHS ?= 3
 DRAFTS ?= 4
-NUM ?= 200
-CODE ?= 32
 PY = $(VENV)/bin/python
 
 ifndef MODEL
@@ -93,7 +91,8 @@ judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into 
 bench-judge: judge ## the judge against standard verification and rules without training
 	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
 		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg \
-		--num $(NUM) --code $(CODE) $(if $(CODE_FILE),--code-file $(CODE_FILE)) \
+		$(if $(NUM),--num $(NUM)) $(if $(CODE),--code $(CODE)) \
+		$(if $(CODE_FILE),--code-file "$(CODE_FILE)") \
 		--drafts $(DRAFTS) $(if $(RUN_CODE),--run-code)
 
 bench-hogwild: env $(NEEDS_MODEL) ## workers that see each other, beside one request and as many plain ones

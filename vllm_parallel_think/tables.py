@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weakref import WeakValueDictionary
+import weakref
 
 import torch
 
@@ -10,7 +10,7 @@ from .messages import NATURAL, BlockHeaders
 from .teams import TeamTables
 from .thoughts import ThoughtEmbeddings
 
-_tables: WeakValueDictionary[str, BlockTables] = WeakValueDictionary()
+_current: weakref.ref[BlockTables] | None = None
 
 
 class BlockTables:
@@ -25,7 +25,6 @@ class BlockTables:
         thoughts: The model's thought embeddings, if it is served with any.
         teams: Groups whose workers see each other.
         has_holes: Whether the current batch holds a branch with a prefix of its own.
-        was_found: Whether an attention backend has asked for the tables in this step.
 
     """
 
@@ -37,7 +36,6 @@ class BlockTables:
         self.thoughts: ThoughtEmbeddings | None = None
         self.teams: TeamTables | None = None
         self.has_holes = False
-        self.was_found = False
 
     @property
     def has_branches(self) -> bool:
@@ -81,14 +79,17 @@ class BlockTables:
             self.thoughts.begin_step(ids, target)
 
 
-def publish(instance_id: str, tables: BlockTables) -> None:
-    """Make a worker's tables known to the attention backends of the same vLLM instance."""
-    _tables[instance_id] = tables
+def enter(tables: BlockTables | None) -> None:
+    """Make a worker's tables those of whatever this process runs next; ``None``: nobody's.
+
+    As with vLLM's own forward context, one engine at a time is at work in a process. A key in
+    vLLM's configuration would not do: ``instance_id`` is renewed while the configuration is in use,
+    which a worker that shares it with its engine sees.
+    """
+    global _current
+    _current = None if tables is None else weakref.ref(tables)
 
 
-def find(instance_id: str) -> BlockTables | None:
-    """Return the tables of a vLLM instance, if its worker has made them."""
-    found = _tables.get(instance_id)
-    if found is not None:
-        found.was_found = True
-    return found
+def current() -> BlockTables | None:
+    """Return the tables of the worker that is at work, if it has made them."""
+    return None if _current is None else _current()

@@ -31,6 +31,7 @@ class GroupWorkerMixin(WorkerBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tables: BlockTables | None = None
+        tables.enter(None)  # another engine of this process may have been at work
         self._copies: HostCopies | None = None
         self._natural_positions: torch.Tensor | None = None
         self._written: dict[str, list[int]] = {}
@@ -64,7 +65,7 @@ class GroupWorkerMixin(WorkerBase):
         self._tables = BlockTables(
             kv_cache_config.num_blocks, self.cache_config.block_size, self.device
         )
-        tables.publish(self.vllm_config.instance_id, self._tables)
+        tables.enter(self._tables)
         self._tables.thoughts = self._load_thoughts()
         self._tables.teams = self._make_teams()
         super().initialize_from_config(kv_cache_config)
@@ -101,10 +102,7 @@ class GroupWorkerMixin(WorkerBase):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         block_tables = self._tables
         if block_tables is not None:
-            # vLLM's engine process renames the instance once its executor is made, and a worker in
-            # that process shares the configuration.
-            tables.publish(self.vllm_config.instance_id, block_tables)
-            block_tables.was_found = False
+            tables.enter(block_tables)
             ours = isinstance(scheduler_output, GroupSchedulerOutput)
             if ours:
                 if scheduler_output.swaps and self._copies is not None:
@@ -126,6 +124,7 @@ class GroupWorkerMixin(WorkerBase):
         return super().execute_model(scheduler_output)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
+        tables.enter(self._tables)  # drafts are made here
         if self._verifier is None:
             return super().sample_tokens(grammar_output)
         with attach.hidden_states(self._verifier, self.model_runner):
@@ -134,6 +133,7 @@ class GroupWorkerMixin(WorkerBase):
     def execute_dummy_batch(self) -> None:
         # No scheduler output comes with it, so the last step's flag would stand.
         if self._tables is not None:
+            tables.enter(self._tables)
             self._tables.begin_dummy()
         super().execute_dummy_batch()
 
@@ -169,11 +169,6 @@ class GroupWorkerMixin(WorkerBase):
         metadata = get_forward_context().attn_metadata
         if not isinstance(metadata, dict) or not metadata:
             return
-        if not block_tables.was_found:
-            raise RuntimeError(
-                "parallel_think: no attention backend has asked for the block headers of this "
-                "step, so branches would read what is not theirs"
-            )
         positions = _positions(args, kwargs)
         self._natural_positions = positions.clone()
         block_tables.move_positions(positions, next(iter(metadata.values())).slot_mapping)

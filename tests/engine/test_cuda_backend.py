@@ -206,11 +206,11 @@ def make_impl(cls: type = cuda.GroupFlashImpl, **kwargs: Any) -> Any:
 
 
 @pytest.fixture
-def headers(config: Any) -> BlockTables:
-    return publish(config, "cpu")
+def headers() -> BlockTables:
+    return publish("cpu")
 
 
-def publish(config: Any, device: str) -> BlockTables:
+def publish(device: str) -> BlockTables:
     made = BlockTables(NUM_BLOCKS, BLOCK_SIZE, torch.device(device))
     if device == "cpu":
         for block, fill in FILL.items():
@@ -218,7 +218,7 @@ def publish(config: Any, device: str) -> BlockTables:
         # A block that is being filled has no hole yet.
         made.fill[9] = BLOCK_SIZE
     made.has_holes = True
-    tables.publish(config.instance_id, made)
+    tables.enter(made)
     return made
 
 
@@ -390,7 +390,7 @@ def test_flash_attention_3_schedules_by_the_cut_lengths(
 
 def test_planning_never_waits_for_the_device(config: Any) -> None:
     """Tensors on the `meta` device have no values: reading one raises."""
-    made = publish(config, "meta")
+    made = publish("meta")
     common = common_metadata("meta")
     metadata = make_builder(config).build(0, common)
     assert isinstance(metadata, cuda.GroupFlashMetadata) and metadata.plan is not None

@@ -20,7 +20,7 @@ from .. import tables
 from ..teams import TeamRows
 from .plan import plan_rows
 from .refusals import refuse_unsupported
-from .thoughts import thoughts_of_layer
+from .thoughts import with_thoughts
 
 
 @dataclass
@@ -57,7 +57,7 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
-        headers = tables.find(self.vllm_config.instance_id)
+        headers = tables.current()
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
@@ -86,7 +86,6 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self)
-        self._thoughts = thoughts_of_layer()
 
     def do_kv_cache_update(
         self,
@@ -96,7 +95,7 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
         kv_cache: torch.Tensor,
         slot_mapping: torch.Tensor,
     ) -> None:
-        key, value = self._thoughts(layer, key, value)
+        key, value = with_thoughts(layer, key, value)
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(

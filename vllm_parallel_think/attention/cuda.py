@@ -23,7 +23,7 @@ from .. import tables
 from ..teams import TeamRows
 from .plan import plan_rows
 from .refusals import refuse_unsupported
-from .thoughts import thoughts_of_layer
+from .thoughts import with_thoughts
 
 PROVIDER = "triton"
 
@@ -79,7 +79,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> FlashAttentionMetadata:
-        headers = tables.find(self.vllm_config.instance_id)
+        headers = tables.current()
         if headers is None or not headers.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
@@ -118,7 +118,6 @@ class GroupFlashImpl(FlashAttentionImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self)
-        self._thoughts = thoughts_of_layer()
         _refuse(
             {
                 f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
@@ -133,7 +132,7 @@ class GroupFlashImpl(FlashAttentionImpl):
         kv_cache: torch.Tensor,
         slot_mapping: torch.Tensor,
     ) -> None:
-        key, value = self._thoughts(layer, key, value)
+        key, value = with_thoughts(layer, key, value)
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(
