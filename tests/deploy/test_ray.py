@@ -25,7 +25,7 @@ pytest.importorskip("ray", reason="no Ray: make test-deploy")
 
 from deploy.ray.batch import finished, read_lines
 from deploy.ray.cluster import CONFIG, ROOT, Cluster, request_body
-from tests.serve.server import wait_until
+from tests.serve.server import environment, wait_until
 
 QUESTIONS = [f"How do I {what}?" for what in ("stay healthy", "learn a language", "plan a trip")]
 LOAD = 8
@@ -37,8 +37,12 @@ def cluster(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with Cluster(str(model), port, tmp_path_factory.mktemp("ray")) as cluster:
-        yield cluster
+    with pytest.MonkeyPatch.context() as patch:
+        # Replicas inherit this process's variables, and the engine tests set some.
+        for name in os.environ.keys() - environment().keys():
+            patch.delenv(name)
+        with Cluster(str(model), port, tmp_path_factory.mktemp("ray")) as cluster:
+            yield cluster
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,11 @@ def test_an_interrupted_batch_goes_on(model: Path, tmp_path: Path) -> None:
     ]
     lines[4]["vllm_xargs"] = {"pt_max_paths": 1000}  # refused: an error of its own line alone
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = environment(PYTHONPATH=str(ROOT), RAY_USAGE_STATS_ENABLED="0")
     command = _batch(model, source, target)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            command, env=variables, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
         deadline = time.monotonic() + 240
         while not (target.exists() and target.read_text().count("\n") >= 1):
@@ -154,7 +158,7 @@ def test_an_interrupted_batch_goes_on(model: Path, tmp_path: Path) -> None:
     with target.open("a") as file:
         file.write('{"id": 5, "te')  # a line that the interruption cut
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{len(lines) - before.count(chr(10))} answers added" in done.stdout
