@@ -103,6 +103,9 @@ class Replica:
         if args.reasoning_parser_plugin:
             ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
         validate_api_server_args(args)
+        # vLLM tells its engine process the cluster only where it chooses `spawn` by itself: where
+        # somebody else did, the engine would start a Ray of its own, without the replica's GPUs.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         self._client = build_async_engine_client(args)
         self._engine = await self._client.__aenter__()
         tasks = await self._engine.get_supported_tasks()

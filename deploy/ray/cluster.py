@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,13 +28,22 @@ class Cluster:
         model: Replaces ``args.vllm.model`` of the file.
         port: Replaces ``http_options.port``.
         folder: For the config as started, the log, and the list of replicas.
+        options: Further options of ``vllm serve``, over those of the file.
+        num_replicas: Replaces the file's number of replicas.
 
     Attributes:
         url: The endpoint of all replicas.
 
     """
 
-    def __init__(self, model: str, port: int, folder: Path) -> None:
+    def __init__(
+        self,
+        model: str,
+        port: int,
+        folder: Path,
+        options: Mapping[str, Any] | None = None,
+        num_replicas: int | None = None,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "serve.log"
         self._targets = folder / "replicas"
@@ -41,8 +51,11 @@ class Cluster:
         config["http_options"]["port"] = port
         (application,) = config["applications"]
         (engine,) = application["deployments"]
-        self.num_replicas = engine["autoscaling_config"]["min_replicas"]
-        application["args"]["vllm"]["model"] = model
+        scaling = engine["autoscaling_config"]
+        if num_replicas is not None:
+            scaling["min_replicas"] = scaling["max_replicas"] = num_replicas
+        self.num_replicas = scaling["min_replicas"]
+        application["args"]["vllm"].update({"model": model, **(options or {})})
         application["args"]["metrics"] = {"port": 0, "folder": str(self._targets)}
         started = folder / "serve.yaml"
         started.write_text(yaml.safe_dump(config))

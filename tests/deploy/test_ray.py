@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,8 @@ from deploy.ray.batch import finished, read_lines
 from deploy.ray.cluster import CONFIG, ROOT, Cluster, request_body
 from tests.serve.server import environment, wait_until
 
+from .on_ray import started
+
 QUESTIONS = [f"How do I {what}?" for what in ("stay healthy", "learn a language", "plan a trip")]
 LOAD = 8
 
@@ -34,15 +35,8 @@ LOAD = 8
 @pytest.fixture(scope="module")
 def cluster(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Ray Serve with two replicas."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        # Replicas inherit this process's variables, and the engine tests set some.
-        for name in os.environ.keys() - environment().keys():
-            patch.delenv(name)
-        with Cluster(str(model), port, tmp_path_factory.mktemp("ray")) as cluster:
-            yield cluster
+    with started(model, tmp_path_factory.mktemp("ray")) as cluster:
+        yield cluster
 
 
 @dataclass(frozen=True)

@@ -294,9 +294,19 @@ def test_server_writes_what_an_engine_in_process_writes(
 
 
 @pytest.mark.slow
-def test_several_api_servers(model: Path, tmp_path: Path) -> None:
-    """Answers come back to the front-end process that the client asked."""
-    server = Server(model, tmp_path / "log", {"profile": "skeleton"}, "--api-server-count", "2")
+@pytest.mark.parametrize(
+    ("arguments", "engines"),
+    [
+        (["--api-server-count", "2"], {"0"}),
+        (["--data-parallel-size", "2"], {"0", "1"}),  # makes as many API servers
+        (["--data-parallel-size", "2", "--api-server-count", "1"], {"0", "1"}),
+    ],
+)
+def test_several_processes(
+    model: Path, tmp_path: Path, arguments: list[str], engines: set[str]
+) -> None:
+    """Answers come back to the process that the client asked; one scrape shows all engines."""
+    server = Server(model, tmp_path / "log", {"profile": "skeleton"}, *arguments)
     try:
         server.wait_ready()
         asked = range(8)  # the kernel deals connections out to both processes
@@ -309,7 +319,11 @@ def test_several_api_servers(model: Path, tmp_path: Path) -> None:
             assert server.post("/v1/chat/completions", **too_many).status_code == 400
         server.wait_idle()
         scrape = Scrape(server.http.get("/metrics").text)
-        assert scrape.sum("vllm_pt_forks_total", engine="0", profile="skeleton") == len(asked)
+        for engine in engines:
+            assert scrape.sum("vllm_pt_forks_total", engine=engine, profile="skeleton") > 0
+            assert scrape.sum("vllm_pt_info", engine=engine, profile="skeleton") == 1
+        assert scrape.values("vllm_pt_forks_total", "engine") == engines
+        assert scrape.sum("vllm_pt_forks_total", profile="skeleton") == len(asked)
         assert scrape.sum("vllm_pt_refused_requests_total", reason="options") == len(asked)
         assert scrape.sum("vllm_pt_held_blocks") == 0
         assert scrape.sum("vllm:request_success_total") == len(asked)
