@@ -80,7 +80,9 @@ def check(folder: Path, target: Path, proposer: dict[str, Any]) -> None:
         max_num_seqs=8,
         max_num_batched_tokens=64,
     )
-    verifier = engine.core.model_executor.driver_worker.worker._verifier
+    worker = engine.core.model_executor.driver_worker.worker
+    print("runner:", type(worker.model_runner).__module__)
+    verifier = worker._verifier
     asked = prompts(6, seed=7)
 
     def serve(rule: Judge, **extra: Any) -> list[Any]:
