@@ -3,7 +3,8 @@
 One engine speculates with a draft under one rule after another, on word problems the judge was not
 trained on, and on HumanEval, whose kind neither draft nor judge has seen; the draft alone and the
 target alone stand beside them. The KL rule needs probabilities that Model Runner V1 does not keep
-of greedy drafts: its line comes from transformers, without a speed.
+of greedy drafts: its line comes from transformers, without a speed. Every line is kept beside the
+picture as it comes, and a command that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,36 +111,74 @@ def code_problems(tokenizer: Any, file: Path | None, num: int, run_code: bool) -
     )
 
 
-def with_rules(args: argparse.Namespace, exams: Sequence[Exam]) -> list[list[Result]]:
-    """Run one engine under every rule; for each exam the results."""
-    from spec_decode.evaluate import rules
+class Lines:
+    """The lines of all tables, in a file of their own; what is there is not measured again.
 
-    llm = make_llm(
-        args.model,
-        {"profile": "off", "judge": {"rule": "judge", "weights": str(args.judge)}},
-        speculative_config={
-            "method": "draft_model",
-            "model": str(args.draft),
-            "num_speculative_tokens": args.drafts,
-        },
-        max_model_len=1024,
-    )
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    verifier = worker._verifier
-    never = replace(verifier.rule, threshold=1.0)
-    stage = Stage(llm, verifier, worker.model_runner.rejection_sampler, never)
-    results = []
-    for exam in exams:
-        exam.sit("warm-up", llm)
-        results.append(
-            [
-                in_transformers(name, rule, exam, args)
-                if rule is not None and rule.needs_draft_logits
-                else stage.sit(name, rule, exam)
-                for name, rule in rules(args.judge, args.model).items()
-            ]
+    Args:
+        path: JSONL file.
+        about: The target and the draft tokens a step.
+        inputs: Weights that the results come from, too.
+
+    """
+
+    def __init__(self, path: Path, about: str, inputs: Sequence[Path]) -> None:
+        from spec_decode import records
+
+        records.finished(path)  # cuts off what an interruption left of a line
+        self._path = path
+        self._about = f"{about}, {[zlib.crc32(file.read_bytes()) for file in inputs]}"
+        self._known = {r["key"]: Result(**r["result"]) for r in records.read(path)}
+
+    def line(self, name: str, exam: Exam, make: Callable[[], Result]) -> Result:
+        """Return a line, made only if it is not there."""
+        from spec_decode import records
+
+        key = f"{exam.title}, {name}, {self._about}"
+        if key not in self._known:
+            self._known[key] = make()
+            records.append(self._path, [{"key": key, "result": asdict(self._known[key])}])
+        return self._known[key]
+
+
+class Rules:
+    """One engine under every rule, started when a line is missing."""
+
+    def __init__(self, args: argparse.Namespace, lines: Lines) -> None:
+        self._args, self._lines = args, lines
+
+    def sit(self, exam: Exam) -> list[Result]:
+        """Return the lines of all rules."""
+        from spec_decode.evaluate import rules
+
+        return [
+            self._lines.line(name, exam, lambda name=name, rule=rule: self._sit(name, rule, exam))
+            for name, rule in rules(self._args.judge, self._args.model).items()
+        ]
+
+    def _sit(self, name: str, rule: Any, exam: Exam) -> Result:
+        if rule is not None and rule.needs_draft_logits:
+            return in_transformers(name, rule, exam, self._args)
+        return self._stage.sit(name, rule, exam)
+
+    @cached_property
+    def _stage(self) -> Stage:
+        args = self._args
+        llm = make_llm(
+            args.model,
+            {"profile": "off", "judge": {"rule": "judge", "weights": str(args.judge)}},
+            speculative_config={
+                "method": "draft_model",
+                "model": str(args.draft),
+                "num_speculative_tokens": args.drafts,
+            },
+            max_model_len=1024,
         )
-    return results
+        worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        verifier = worker._verifier
+        never = replace(verifier.rule, threshold=1.0)
+        stage = Stage(llm, verifier, worker.model_runner.rejection_sampler, never)
+        word_problems(llm.get_tokenizer(), 32, seed=2).sit("warm-up", llm)
+        return stage
 
 
 @dataclass(frozen=True)
@@ -195,7 +236,7 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
     ]  # fmt: skip
     texts = [tokenizer.decode(trace.tokens, skip_special_tokens=True) for trace in traces]
     kept, steps = (sum(getattr(t, n) for t in traces) for n in ("kept", "steps"))
-    return Result(
+    result = Result(
         name,
         exam.mark(texts),
         len(traces),
@@ -204,14 +245,24 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
         1 + kept / max(1, steps),
         sum(trace.lossy for trace in traces),
     )
+    console.print(f"{name}: {result.tokens} tokens, in transformers", style="dim")
+    console.print(f"  length {result.length:.2f}, lossy {result.lossy}, right {result.right}")
+    return result
 
 
-def alone(name: str, model: str, exams: Sequence[Exam]) -> list[Result]:
-    """Run a model without speculation; for each exam the result."""
-    llm = make_llm(model, None, max_model_len=1024)
-    exams[0].sit("warm-up", llm)
-    results = [exam.sit(name, llm) for exam in exams]
-    llm.llm_engine.engine_core.shutdown()
+def alone(name: str, model: str, exams: Sequence[Exam], lines: Lines) -> list[Result]:
+    """Run a model without speculation, if a line is missing; for each exam the result."""
+    started: list[Any] = []
+
+    def sit(exam: Exam) -> Result:
+        if not started:
+            started.append(make_llm(model, None, max_model_len=1024))
+            word_problems(started[0].get_tokenizer(), 32, seed=2).sit("warm-up", started[0])
+        return exam.sit(name, started[0])
+
+    results = [lines.line(name, exam, lambda exam=exam: sit(exam)) for exam in exams]
+    for llm in started:
+        llm.llm_engine.engine_core.shutdown()
     return results
 
 
@@ -265,14 +316,20 @@ def main() -> None:
     if args.code:
         exams.append(code_problems(tokenizer, args.code_file, args.code, args.run_code))
     _register_kernels_once()
-    target = alone("target alone", args.model, exams)
-    draft = alone("draft alone", str(args.draft), exams)
-    by_rule = with_rules(args, exams)
+    inputs = [args.judge, *sorted(args.draft.glob("*.safetensors"))]
+    about = f"{args.drafts} drafts a step, {Path(args.model).name}"
+    lines = Lines(args.picture.with_suffix(".jsonl"), about, inputs)
+    target = alone("target alone", args.model, exams, lines)
+    draft = alone("draft alone", str(args.draft), exams, lines)
+    under = Rules(args, lines)
     for number, exam in enumerate(exams):
-        title = f"{exam.title}, {args.drafts} drafts a step, {Path(args.model).name}"
-        show([target[number], draft[number], *by_rule[number]], title)
-    args.picture.write_text(draw(by_rule[0], args.drafts + 1), "utf-8")
-    console.print(f"right answers against accepted length, a point a threshold: {args.picture}")
+        results = under.sit(exam)
+        show([target[number], draft[number], *results], f"{exam.title}, {about}")
+        if not number:
+            args.picture.write_text(draw(results, args.drafts + 1), "utf-8")
+            console.print(
+                f"right answers against accepted length, a point a threshold: {args.picture}"
+            )
 
 
 def draw(results: Sequence[Result], top: int) -> str:

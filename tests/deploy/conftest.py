@@ -46,6 +46,7 @@ class Watched:
         steady: What clients saw who all stayed.
         leaving: What clients saw of whom some went away.
         began: Time before the load.
+        ended: Time after it, in the clock's seconds.
 
     """
 
@@ -58,6 +59,7 @@ class Watched:
     steady: list[load.Seen]
     leaving: list[load.Seen]
     began: float
+    ended: float
 
 
 @pytest.fixture(scope="package")
@@ -116,4 +118,5 @@ def watch(server: Server, prometheus: Prometheus, collector: Collector) -> Watch
         steady,
         leaving,
         began,
+        time.time(),
     )
