@@ -22,9 +22,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .measure import copy_bandwidth, measure
+from .measure import copy_bandwidth, matmul_rate, measure
 from .picture import draw
-from .problems import HEADS, MODELS, Point
+from .problems import DTYPES, HEADS, MODELS, Point
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}
@@ -75,18 +75,31 @@ def gate_points(device: str) -> list[Point]:
 
 def table_of(records: list[dict[str, Any]]) -> Table:
     table = Table(title="Attention of one layer; speed-up over the first contender (quartiles)")
-    for name in ("model", "type", "P", "W", "S", "", "us", "speed-up", "of bound", "of copy"):
+    for name in (
+        "model",
+        "type",
+        "P",
+        "W",
+        "S",
+        "",
+        "us",
+        "speed-up",
+        "of bound",
+        "of copy",
+        "of matmul",
+    ):
         table.add_column(name, justify="left" if name in ("model", "type", "") else "right")
     for record in records:
         point = record["point"]
         prefix = str(point["prefix"]) + ("" if point["shared"] else " own")
         for name, result in record["contenders"].items():
             share = record["unique_bytes"] / result["seconds"] / record["copy_bandwidth"]
+            products = record["multiply_adds"] / result["seconds"] / record["matmul_rate"]
             table.add_row(
                 point["model"], point["dtype"], prefix, str(point["width"]), str(point["suffix"]),
                 name, f"{result['seconds'] * 1e6:.0f}",
                 f"{result['speedup']:.2f} ({result['low']:.2f}-{result['high']:.2f})",
-                f"{result['speedup'] / record['bound']:.0%}", f"{share:.0%}",
+                f"{result['speedup'] / record['bound']:.0%}", f"{share:.0%}", f"{products:.0%}",
             )  # fmt: skip
         table.add_section()
     return table
@@ -121,8 +134,10 @@ def run(points: list[Point], device: str, args: argparse.Namespace) -> list[dict
     label = f"{machine}, {torch.get_num_threads()} threads" + (", hot" if args.hot else "")
     path = args.out / "results.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    known = {(r["machine"], r["key"]): r for r in map(json.loads, lines)}
+    found = [r for r in map(json.loads, lines) if "matmul_rate" in r]  # not an older version's
+    known = {(r["machine"], r["key"]): r for r in found}
     bandwidth, told = copy_bandwidth(device), set[str]()
+    rates = {name: matmul_rate(device, DTYPES[name]) for name in {p.dtype for p in points}}
     console.print(f"{label}: copy {bandwidth / 1e9:.1f} GB/s read and written; {path}")
 
     def say(message: str) -> None:
@@ -143,6 +158,8 @@ def run(points: list[Point], device: str, args: argparse.Namespace) -> list[dict
                 "unique_bytes": point.unique_bytes,
                 "bound": point.bound,
                 "copy_bandwidth": bandwidth,
+                "multiply_adds": point.multiply_adds,
+                "matmul_rate": rates[point.dtype],
                 "contenders": contenders,
             }
             known[label, point.key] = record

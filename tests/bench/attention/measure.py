@@ -31,6 +31,14 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.numel() / seconds
 
 
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Multiply-adds per second of a large matrix product, best of several."""
+    size = 1024 if device == "cpu" else 8192
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    seconds = min(_seconds(lambda: torch.mm(a, b), device) for _ in range(9))
+    return float(size**3 / seconds)
+
+
 def measure(
     point: Point, device: str, rounds: int, say: Callable[[str], None], hot: bool = False
 ) -> dict[str, dict[str, float]]:

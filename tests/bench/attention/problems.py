@@ -50,6 +50,12 @@ class Point:
         return (prefixes * self.prefix + self.width * self.suffix) * self.bytes_per_token
 
     @property
+    def multiply_adds(self) -> int:
+        """Products of queries with keys, and of weights with values; sharing saves none."""
+        heads, _, head_dim = HEADS[self.model]
+        return 2 * self.width * heads * head_dim * (self.prefix + self.suffix)
+
+    @property
     def bound(self) -> float:
         """Bytes that rows read one by one over bytes there are: W(P+S) / (P+WS)."""
         rows = self.width * (self.prefix + self.suffix) * self.bytes_per_token
