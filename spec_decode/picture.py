@@ -15,6 +15,7 @@ def curve_svg(
     top: float = 1.0,
     span: tuple[float, float] = (0.0, 1.0),
     labels: Sequence[str] = (),
+    intervals: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Return a picture of points (x, y), joined in their order.
 
@@ -25,6 +26,7 @@ def curve_svg(
         top: Highest y.
         span: Lowest and highest x.
         labels: A word for each point, or nothing.
+        intervals: The lowest and highest y that a point may have, or nothing.
 
     """
     low, high = span
@@ -34,6 +36,10 @@ def curve_svg(
         f'<text transform="translate({_x(x) + 4:.1f} {_y(y / top) - 8:.1f}) rotate(-60)">'
         f"{escape(label)}</text>"
         for (x, y), label in zip(points, labels, strict=False)
+    )
+    marks += "".join(
+        f'<path d="M{_x(x):.1f} {_y(least / top):.1f}V{_y(most / top):.1f}" stroke="#06c"/>'
+        for (x, _), (least, most) in zip(points, intervals, strict=False)
     )
     places = " ".join(f"{_x(x):.1f},{_y(y / top):.1f}" for x, y in points)
     ticks = "".join(

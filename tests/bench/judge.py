@@ -334,16 +334,24 @@ def main() -> None:
 
 def draw(results: Sequence[Result], top: int) -> str:
     """Return a picture of quality against speed: the judge at every threshold, and standard."""
+    from spec_decode.evaluate import interval
     from spec_decode.picture import curve_svg
 
     judged = [r for r in results if r.name.startswith(("standard", "judge "))]
     judged.sort(key=lambda r: (r.length, r.name))
+    low = math.floor(min(r.length for r in judged))
+    labels = [r.name.removeprefix("judge ") for r in judged]
+    for i in range(len(judged) - 1):
+        # Two words on one place are put side by side, at the later point.
+        if judged[i + 1].length - judged[i].length < 0.05 * (top - low):
+            labels[i], labels[i + 1] = "", f"{labels[i]}, {labels[i + 1]}"
     return curve_svg(
         [(r.length, (r.right or 0) / r.answers) for r in judged],
         f"mean acceptance length, of {top}",
-        "share of right answers",
-        span=(math.floor(min(r.length for r in judged)), top),
-        labels=[r.name.removeprefix("judge ") for r in judged],
+        "share of right answers, with its 95 % interval",
+        span=(low, top),
+        labels=labels,
+        intervals=[interval(r.right or 0, r.answers) for r in judged],
     )
 
 
