@@ -14,8 +14,8 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,9 @@ from rich.progress import track
 from rich.table import Table
 
 from .engine import make_llm
+from .lines import Lines, Result, checksum
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class Result:
-    """One rule's answers; ``right`` is ``None`` where they were not marked."""
-
-    name: str
-    right: int | None
-    answers: int
-    tokens: int
-    seconds: float | None
-    length: float = 1.0
-    lossy: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +47,10 @@ class Exam:
     params: Any
     mark: Callable[[list[str]], int | None]
     ends: list[int]
+
+    def key(self, name: str) -> str:
+        """Return what a line of these very questions is kept under."""
+        return f"{self.title} ({zlib.crc32(repr(self.prompts).encode())}), {name}"
 
     def sit(self, name: str, llm: Any) -> Result:
         """Answer all questions at once."""
@@ -111,35 +103,6 @@ def code_problems(tokenizer: Any, file: Path | None, num: int, run_code: bool) -
     )
 
 
-class Lines:
-    """The lines of all tables, in a file of their own; what is there is not measured again.
-
-    Args:
-        path: JSONL file.
-        about: The target and the draft tokens a step.
-        inputs: Weights that the results come from, too.
-
-    """
-
-    def __init__(self, path: Path, about: str, inputs: Sequence[Path]) -> None:
-        from spec_decode import records
-
-        records.finished(path)  # cuts off what an interruption left of a line
-        self._path = path
-        self._about = f"{about}, {[zlib.crc32(file.read_bytes()) for file in inputs]}"
-        self._known = {r["key"]: Result(**r["result"]) for r in records.read(path)}
-
-    def line(self, name: str, exam: Exam, make: Callable[[], Result]) -> Result:
-        """Return a line, made only if it is not there."""
-        from spec_decode import records
-
-        key = f"{exam.title}, {name}, {self._about}"
-        if key not in self._known:
-            self._known[key] = make()
-            records.append(self._path, [{"key": key, "result": asdict(self._known[key])}])
-        return self._known[key]
-
-
 class Rules:
     """One engine under every rule, started when a line is missing."""
 
@@ -151,7 +114,9 @@ class Rules:
         from spec_decode.evaluate import rules
 
         return [
-            self._lines.line(name, exam, lambda name=name, rule=rule: self._sit(name, rule, exam))
+            self._lines.line(
+                exam.key(name), lambda name=name, rule=rule: self._sit(name, rule, exam)
+            )
             for name, rule in rules(self._args.judge, self._args.model).items()
         ]
 
@@ -176,9 +141,8 @@ class Rules:
         worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         verifier = worker._verifier
         never = replace(verifier.rule, threshold=1.0)
-        stage = Stage(llm, verifier, worker.model_runner.rejection_sampler, never)
-        word_problems(llm.get_tokenizer(), 32, seed=2).sit("warm-up", llm)
-        return stage
+        warm_up(llm)
+        return Stage(llm, verifier, worker.model_runner.rejection_sampler, never)
 
 
 @dataclass(frozen=True)
@@ -252,18 +216,24 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
 
 def alone(name: str, model: str, exams: Sequence[Exam], lines: Lines) -> list[Result]:
     """Run a model without speculation, if a line is missing; for each exam the result."""
-    started: list[Any] = []
 
-    def sit(exam: Exam) -> Result:
-        if not started:
-            started.append(make_llm(model, None, max_model_len=1024))
-            word_problems(started[0].get_tokenizer(), 32, seed=2).sit("warm-up", started[0])
-        return exam.sit(name, started[0])
+    @cache
+    def started() -> Any:
+        llm = make_llm(model, None, max_model_len=1024)
+        warm_up(llm)
+        return llm
 
-    results = [lines.line(name, exam, lambda exam=exam: sit(exam)) for exam in exams]
-    for llm in started:
-        llm.llm_engine.engine_core.shutdown()
+    results = [
+        lines.line(exam.key(name), lambda exam=exam: exam.sit(name, started())) for exam in exams
+    ]
+    if started.cache_info().currsize:
+        started().llm_engine.engine_core.shutdown()
     return results
+
+
+def warm_up(llm: Any) -> None:
+    """Answer a few problems of no exam."""
+    word_problems(llm.get_tokenizer(), 32, seed=2).sit("warm-up", llm)
 
 
 def show(results: Sequence[Result], title: str) -> None:
@@ -316,9 +286,10 @@ def main() -> None:
     if args.code:
         exams.append(code_problems(tokenizer, args.code_file, args.code, args.run_code))
     _register_kernels_once()
-    inputs = [args.judge, *sorted(args.draft.glob("*.safetensors"))]
     about = f"{args.drafts} drafts a step, {Path(args.model).name}"
-    lines = Lines(args.picture.with_suffix(".jsonl"), about, inputs)
+    folders = (Path(args.model), args.draft)
+    weights = [args.judge, *(f for d in folders for f in sorted(d.glob("*.safetensors")))]
+    lines = Lines(args.picture.with_suffix(".jsonl"), f"{about}, {checksum(weights)}")
     target = alone("target alone", args.model, exams, lines)
     draft = alone("draft alone", str(args.draft), exams, lines)
     under = Rules(args, lines)

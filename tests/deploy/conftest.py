@@ -46,7 +46,7 @@ class Watched:
         steady: What clients saw who all stayed.
         leaving: What clients saw of whom some went away.
         began: Time before the load.
-        ended: Time after it, in the clock's seconds.
+        ended: Time after it.
 
     """
 

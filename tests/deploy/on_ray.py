@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.ray.cluster import Cluster
-from tests.serve.server import environment
+from tests.serve.server import environment, free_port
 
 
 @contextmanager
@@ -28,14 +27,11 @@ def started(
         **how: As :class:`Cluster` takes them.
 
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         # Replicas inherit this process's variables, and the engine tests set some.
         for name in os.environ.keys() - environment().keys():
             patch.delenv(name)
         for name, value in (changes or {}).items():
             patch.setenv(name, value)
-        with Cluster(str(model), port, folder, **how) as cluster:
+        with Cluster(str(model), free_port(), folder, **how) as cluster:
             yield cluster

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.serve.server import wait_until
+from tests.serve.server import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -41,9 +40,7 @@ class Prometheus:
         config["rule_files"] = [str(FOLDER / name) for name in config["rule_files"]]
         config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.log = folder / "prometheus.log"
         command = [program("prometheus"), f"--config.file={folder / 'prometheus.yaml'}"]
         command += [f"--storage.tsdb.path={folder / 'data'}"]

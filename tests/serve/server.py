@@ -100,6 +100,13 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **ours, **changes}
 
 
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def vllm_command(*arguments: str) -> list[str]:
     """Return the ``vllm`` command of the environment that runs the tests."""
     return [str(Path(sys.executable).with_name("vllm")), *arguments]
@@ -166,9 +173,7 @@ class Server:
         *arguments: str,
         **changes: str,
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = vllm_command("serve", str(model), "--host", "127.0.0.1", "--port", str(port))

@@ -29,6 +29,9 @@ from .problems import DTYPES, HEADS, MODELS, Point
 console = Console(width=None if sys.stdout.isatty() else 120)
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}
 OURS = {"cpu": "cpu", "cuda": "triton"}
+COLUMNS = (
+    "model", "type", "P", "W", "S", "", "us", "speed-up", "of bound", "of copy", "of matmul",
+)  # fmt: skip
 
 
 def grid(device: str, quick: bool, dtypes: list[str]) -> list[Point]:
@@ -75,19 +78,7 @@ def gate_points(device: str) -> list[Point]:
 
 def table_of(records: list[dict[str, Any]]) -> Table:
     table = Table(title="Attention of one layer; speed-up over the first contender (quartiles)")
-    for name in (
-        "model",
-        "type",
-        "P",
-        "W",
-        "S",
-        "",
-        "us",
-        "speed-up",
-        "of bound",
-        "of copy",
-        "of matmul",
-    ):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("model", "type", "") else "right")
     for record in records:
         point = record["point"]
