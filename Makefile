@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; QUICK=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; QUICK=1, TUNE=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -99,7 +99,7 @@ bench-hogwild: env $(NEEDS_MODEL) ## workers that see each other, beside one req
 	VLLM_CPU_KVCACHE_SPACE=5 $(PY) -m tests.bench --model $(MODEL) --only hogwild
 
 bench-attention: env ## attention over a shared prefix; on a GPU all of its measurements
-	$(PY) -m tests.bench.attention $(if $(QUICK),--quick)
+	$(PY) -m tests.bench.attention $(if $(QUICK),--quick) $(if $(TUNE),--tune)
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)

@@ -18,9 +18,15 @@ import triton.language as tl
 
 from attention_kernels import triton_spans
 from attention_kernels.base import Problem
-from attention_kernels.triton_tile import LN_2, LOG2_E, MIN_EDGE, TILE_KEYS, attend_entries
-
-PREFILL_ROWS = 64
+from attention_kernels.triton_tile import (
+    LN_2,
+    LOG2_E,
+    MIN_EDGE,
+    attend_entries,
+    max_lines,
+    padded_dim,
+    tile_edge,
+)
 
 
 @triton.jit
@@ -48,8 +54,8 @@ def _kernel(
     value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, HALF: tl.constexpr,
+    NEOX: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr,
     WIDEN: tl.constexpr, HAS_SCALE: tl.constexpr,
 ):  # fmt: skip
     tile, kv_head = tl.program_id(0), tl.program_id(1)
@@ -81,7 +87,7 @@ def _kernel(
         query_token, query_head, query_dim,
         key_block, key_slot, key_head, key_dim,
         value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
-        HEAD_DIM, DIM, SLOTS, ENTRIES, BLOCK_M, HALF, NEOX, HAS_SHIFT, HAS_VISIBLE, WIDEN,
+        HEAD_DIM, DIM, SLOTS, ENTRIES, PARTS, BLOCK_M, HALF, NEOX, HAS_SHIFT, HAS_VISIBLE, WIDEN,
         HAS_SCALE,
     )  # fmt: skip
     nothing = total == 0.0
@@ -116,10 +122,9 @@ def _attend_long(
     problem: Problem, short_tokens: int, arguments: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
     """Rows of more than `short_tokens` query tokens, uncut."""
-    plan, num_tokens, group = problem.plan, problem.query.shape[0], constants["GROUP"]
-    prefill = num_tokens > 4 * plan.num_rows
-    block_m = max(PREFILL_ROWS if prefill else MIN_EDGE, triton.next_power_of_2(group))
-    block_q = block_m // group
+    plan, num_tokens = problem.plan, problem.query.shape[0]
+    block_m = num_lines(problem, constants)
+    block_q = block_m // constants["GROUP"]
     _kernel[(num_tokens // block_q + plan.num_rows, constants["NUM_KV_HEADS"])](
         problem.query, problem.out, problem.lse, plan.num_entries,
         plan.query_start, plan.query_len,
@@ -128,6 +133,13 @@ def _attend_long(
         BLOCK_SIZE=plan.block_size, BLOCK_M=block_m, BLOCK_Q=block_q,
         HAS_MASK=plan.row_mask is not None, **constants,
     )  # fmt: skip
+
+
+def num_lines(problem: Problem, constants: dict[str, Any]) -> int:
+    """Lines of a tile of a long row."""
+    prefill = problem.query.shape[0] > 4 * problem.plan.num_rows
+    edge = max_lines(problem) if prefill else MIN_EDGE
+    return max(edge, triton.next_power_of_2(constants["GROUP"]))
 
 
 def _arguments(problem: Problem) -> tuple[Any, ...]:
@@ -157,14 +169,16 @@ def _constants(problem: Problem, widen: bool) -> dict[str, Any]:
     plan, rotation = problem.plan, problem.rotation
     num_kv_heads, head_dim = problem.key_cache.shape[2:]
     slots = max(MIN_EDGE, triton.next_power_of_2(plan.block_size))
+    keys = tile_edge(head_dim, problem.query.dtype)
     return {
         "NUM_KV_HEADS": num_kv_heads,
         "GROUP": problem.query.shape[1] // num_kv_heads,
         "HEAD_DIM": head_dim,
-        "DIM": max(MIN_EDGE, triton.next_power_of_2(head_dim)),
+        "DIM": padded_dim(head_dim),
         "SLOTS": slots,
         # A shift belongs to an entry: then a tile is one entry.
-        "ENTRIES": 1 if plan.shifts is not None else max(1, TILE_KEYS // slots),
+        "ENTRIES": 1 if plan.shifts is not None else max(1, keys // slots),
+        "PARTS": max(1, slots // keys),
         "HALF": 1 if rotation is None else rotation.rotary.rotary_dim // 2,
         "NEOX": True if rotation is None else rotation.rotary.is_neox_style,
         "HAS_SHIFT": plan.shifts is not None,

@@ -18,14 +18,32 @@ import triton.language as tl
 from attention_kernels.base import Problem
 from attention_kernels.plan import SegmentPlan
 from attention_kernels.sharing import shared_spans, tile_sizes
-from attention_kernels.triton_tile import LN_2, MIN_EDGE, attend_entries
+from attention_kernels.triton_tile import LN_2, MIN_EDGE, attend_entries, max_lines
 
 SPAN_KEYS = (1024, 512, 256, 128)
-# Enough programs for two on each of an H200's 132 multiprocessors.
-NUM_PROGRAMS = 264
 PARTIAL_BYTES = 256 << 20
-SHARED_LINES = 64
 MERGED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a GPU decides. `python -m tests.bench.attention --tune` measures other values.
+
+    num_programs: fewest programs for which spans are made shorter. shared_lines: most lines of a
+    tile of several rows, a power of two. narrow, wide: launch options (stages of the software
+    pipeline, warps) of programs for few lines, and for as many as `shared_lines`.
+    """
+
+    # Two on each of an H200's 132 multiprocessors.
+    num_programs: int = 264
+    shared_lines: int = 64
+    # Block ids are fetched ahead of keys and values, which halves how far these are ahead: with 3
+    # or 4 stages their next tile is fetched while no product is computed, from 5 on beside it.
+    narrow: tuple[int, int] = (3, 4)
+    wide: tuple[int, int] = (3, 4)
+
+
+tuning = Tuning()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,7 @@ class Cut:
     num_spans: int
     short_tokens: int
     lines: int  # of a row: its tokens times the query heads per KV head
+    shared_lines: int  # of a tile of several rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +77,13 @@ def choose(problem: Problem) -> Cut | None:
     for keys in SPAN_KEYS:
         span = max(1, keys // plan.block_size)
         num_spans = -(-width // span)
-        enough = num_spans * num_kv_heads >= NUM_PROGRAMS
+        enough = num_spans * num_kv_heads >= tuning.num_programs
         too_many = 2 * num_spans * line_bytes > PARTIAL_BYTES
         if enough or too_many or keys == SPAN_KEYS[-1]:
             break
     if num_spans < 2 or num_spans * line_bytes > PARTIAL_BYTES:
         return None
-    return Cut(span, num_spans, short, short * group)
+    return Cut(span, num_spans, short, short * group, min(tuning.shared_lines, max_lines(problem)))
 
 
 def worth_sharing(group: int) -> int:
@@ -88,7 +107,8 @@ def _places(plan: SegmentPlan, cut: Cut, group: int) -> _Places:
     if shared is not None:
         full = len(shared.row)
         row[:full] = shared.row
-        tile[:full] = tile_sizes(shared, max(1, SHARED_LINES // cut.lines), worth_sharing(group))
+        most = max(1, cut.shared_lines // cut.lines)
+        tile[:full] = tile_sizes(shared, most, worth_sharing(group))
     return _Places(row, tile)
 
 
@@ -103,9 +123,9 @@ def _span_kernel(
     key_block, key_slot, key_head, key_dim,
     value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr, LINES: tl.constexpr,
-    BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr, HAS_MASK: tl.constexpr,
-    HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr, WIDEN: tl.constexpr,
+    DIM: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr, PARTS: tl.constexpr,
+    LINES: tl.constexpr, BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr, WIDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ):  # fmt: skip
     """Sums of one span for the tile that begins at a place, if it has least .. most rows."""
@@ -137,7 +157,7 @@ def _span_kernel(
         query_token, query_head, query_dim,
         key_block, key_slot, key_head, key_dim,
         value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
-        HEAD_DIM, DIM, SLOTS, ENTRIES, BLOCK_M, HALF, NEOX, HAS_SHIFT, HAS_VISIBLE, WIDEN,
+        HEAD_DIM, DIM, SLOTS, ENTRIES, PARTS, BLOCK_M, HALF, NEOX, HAS_SHIFT, HAS_VISIBLE, WIDEN,
         HAS_SCALE,
     )  # fmt: skip
     at = ((its_row.to(tl.int64) * num_spans + number) * NUM_KV_HEADS + kv_head) * LINES + line
@@ -190,6 +210,16 @@ def _merge_kernel(
     tl.store(lse + place * (NUM_KV_HEADS * GROUP) + head, tl.where(nothing, float("-inf"), log_sum))
 
 
+def widths(plan: SegmentPlan, cut: Cut) -> list[tuple[int, int, int, tuple[int, int]]]:
+    """(fewest rows, most rows, lines, launch options) of each launch of the span kernel."""
+    lines = max(MIN_EDGE, triton.next_power_of_2(cut.lines))
+    most = lines // cut.lines
+    narrow = [(1, most, lines, tuning.narrow)]
+    if not plan.share or plan.num_rows < 2 or cut.shared_lines // cut.lines <= most:
+        return narrow
+    return [*narrow, (most + 1, plan.num_rows, cut.shared_lines, tuning.wide)]
+
+
 def attend(
     problem: Problem, cut: Cut, arguments: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
@@ -201,16 +231,13 @@ def attend(
     tops, totals = problem.lse.new_empty(shape), problem.lse.new_empty(shape)
     mask = plan.blocks if plan.row_mask is None else plan.row_mask.view(torch.uint8)
     has_mask = plan.row_mask is not None
-    narrow = max(MIN_EDGE, triton.next_power_of_2(cut.lines))
-    widths = [(1, narrow // cut.lines, narrow)]
-    if plan.share and SHARED_LINES // cut.lines > narrow // cut.lines and plan.num_rows > 1:
-        widths.append((narrow // cut.lines + 1, plan.num_rows, SHARED_LINES))
-    for least, most, block_m in widths:
+    for least, most, block_m, (num_stages, num_warps) in widths(plan, cut):
         _span_kernel[(plan.num_rows, cut.num_spans, num_kv_heads)](
             problem.query, sums, tops, totals, places.row, places.tile, plan.num_entries,
             plan.query_start, plan.query_len, mask, plan.num_rows, cut.num_spans, cut.span,
             cut.short_tokens, least, most, *arguments,
             LINES=cut.lines, BLOCK_M=block_m, HAS_MASK=has_mask, **constants,
+            num_stages=num_stages, num_warps=num_warps,
         )  # fmt: skip
     _merge_kernel[(plan.num_rows, cut.lines, num_kv_heads)](
         sums, tops, totals, problem.out, problem.lse, plan.num_entries, plan.query_start,

@@ -3,14 +3,41 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+from attention_kernels.base import Problem
 
 LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
 # Smallest tile edge that tl.dot takes.
 MIN_EDGE = 16
-TILE_KEYS = 64
+MAX_EDGE = 64
+
+
+def padded_dim(head_dim: int) -> int:
+    """The edge of a tile along the head dim."""
+    return max(MIN_EDGE, triton.next_power_of_2(head_dim))
+
+
+def tile_edge(head_dim: int, dtype: torch.dtype) -> int:
+    """The most lines of a tile, and the most keys of a step of its loop: 16 to 64.
+
+    dtype: of what is multiplied. With these, kernels fit the 99 KB of shared memory that a program
+    can have on compute capabilities 8.6 and 8.9 (CUDA C++ Programming Guide, technical
+    specifications per compute capability), and almost nothing of a tile spills from registers:
+    test_compiled.py counts. fp32 products that keep all bits run outside the tensor cores and take
+    four times the registers.
+    """
+    edge = MAX_EDGE * 128 // padded_dim(head_dim) // (4 if dtype == torch.float32 else 1)
+    return min(MAX_EDGE, max(MIN_EDGE, edge))
+
+
+def max_lines(problem: Problem) -> int:
+    """The most lines of a tile; those that turn are held in registers twice."""
+    head_dim, twice = problem.query.shape[2], problem.plan.shifts is not None
+    return tile_edge(2 * head_dim if twice else head_dim, problem.query.dtype)
 
 
 @triton.jit
@@ -39,14 +66,15 @@ def attend_entries(
     key_block, key_slot, key_head, key_dim,
     value_block, value_slot, value_head, value_dim, key_scale_head, value_scale_head,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
-    BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, HALF: tl.constexpr, NEOX: tl.constexpr,
     HAS_SHIFT: tl.constexpr, HAS_VISIBLE: tl.constexpr, WIDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ):  # fmt: skip
     """(largest score [M] in units of log 2, sum of weights [M], weighted values [M, D]) of a tile.
 
     A line of the tile is query token `place`, number `token` of row `its_row`, at `head`. Entries
-    begin .. stop - 1 are those of `row`; its bounds hold for all lines, its shifts do not.
+    begin .. stop - 1 are those of `row`; its bounds hold for all lines, its shifts do not. A step
+    of the loop takes ENTRIES entries, or one of the PARTS of an entry's SLOTS.
     """
     dims = tl.arange(0, DIM)
     mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
@@ -68,18 +96,21 @@ def attend_entries(
         scale_log2 = scale_log2 * tl.load(key_scale + kv_head * key_scale_head)
     blocks, first = blocks + row * entry_stride, first + row * entry_stride
     count, bound = count + row * entry_stride, bound + row * entry_stride
-    lane = tl.arange(0, ENTRIES * SLOTS)
-    slot = lane % SLOTS
+    lane = tl.arange(0, ENTRIES * SLOTS // PARTS)
+    last_token = tl.max(tl.where(is_row, token, -1), axis=0)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DIM], tl.float32)
-    for step in range(begin, stop, ENTRIES):
-        entry = step + lane // SLOTS
+    for step in range(begin * PARTS, stop * PARTS, ENTRIES):
+        entry = step // PARTS + lane // SLOTS
+        slot = step % PARTS * (SLOTS // PARTS) + lane % SLOTS
         in_row = entry < stop
         offset = slot - tl.load(first + entry, mask=in_row, other=0)
         valid = in_row & (offset >= 0) & (offset < tl.load(count + entry, mask=in_row, other=0))
         limit = tl.load(bound + entry, mask=in_row, other=0) + offset
-        sees = valid[None, :] & is_row[:, None] & (limit[None, :] <= token[:, None])
+        sees = valid[None, :] & (limit[None, :] <= token[:, None])
+        # What no line sees may be a hole: never multiply it, 0 * NaN is NaN.
+        seen = valid & (limit <= last_token)
         if HAS_VISIBLE:
             at = row * entry_stride + entry
             vector = tl.load(visible_index + at, mask=in_row, other=0)
@@ -89,14 +120,13 @@ def attend_entries(
             )  # fmt: skip
             inside = tl.load(visible_offset + at, mask=in_row, other=0) + offset
             sees = sees & (inside[None, :] < leading)
+            seen = tl.max((sees & is_row[:, None]).to(tl.int32), axis=0) > 0
         if HAS_SHIFT:
-            by = tl.load(shift_index + its_row * entry_stride + step, mask=is_row, other=0)
+            by = tl.load(shift_index + its_row * entry_stride + step // PARTS, mask=is_row, other=0)
             if tl.max((by != turned_by).to(tl.int32), axis=0) > 0:
                 turned = _turn(plain, partner, cos, sin, by, token, dims, mask, shift_width,
                                HALF, NEOX)  # fmt: skip
                 turned_by = by
-        # What no row of the tile sees may be a hole: never multiply it, 0 * NaN is NaN.
-        seen = tl.max(sees.to(tl.int32), axis=0) > 0
         block = tl.load(blocks + entry, mask=in_row, other=0).to(tl.int64)
         k = tl.load(
             key + (block * key_block + slot * key_slot + kv_head * key_head)[None, :]

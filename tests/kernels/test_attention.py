@@ -203,6 +203,21 @@ def test_visible_and_shift_together(provider: str) -> None:
     check(memory.case(rows, rotary=make_rotary()), provider)
 
 
+@pytest.mark.parametrize(("dim", "dtype"), [(128, torch.float32), (256, torch.bfloat16)])
+def test_blocks_larger_than_a_step(provider: str, dim: int, dtype: torch.dtype) -> None:
+    """Triton reads blocks of 64 tokens of such heads in two or four parts."""
+    memory = Memory(40, 64)
+    prefix = memory.segment(150)
+    rows = [
+        Row(1, (replace(prefix, shift=3), memory.segment(70))),
+        Row(1, (replace(prefix, shift=3), memory.segment(7, first_slot=50))),
+        Row(3, (memory.segment(100, visible=(4, 17, 99), shift=(3, 2, 1)), memory.segment(61))),
+        Row(90, (prefix, memory.segment(100))),
+    ]
+    case = memory.case(rows, heads=(4, 2), dim=dim, dtype=dtype, rotary=make_rotary(dim))
+    check(case, provider)
+
+
 def test_a_token_that_sees_nothing_gets_zeros(provider: str) -> None:
     memory = Memory(40, 16)
     rows = [

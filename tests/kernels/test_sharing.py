@@ -166,10 +166,25 @@ def test_the_cpu_shares_whatever_the_shift() -> None:
 def test_triton_shares_whatever_the_shift() -> None:
     """Each line of a tile turns by itself, so that workers read what all of them see once."""
     plan = SegmentPlan.build(turned_rows(Memory(60, 16)))
-    cut = triton_spans.Cut(span=2, num_spans=-(-plan.blocks.shape[1] // 2), short_tokens=2, lines=4)
+    num_spans = -(-plan.blocks.shape[1] // 2)
+    cut = triton_spans.Cut(2, num_spans, short_tokens=2, lines=4, shared_lines=64)
     places = triton_spans._places(plan, cut, group=2)
     assert places.tile[:4].tolist() == [[5, 0, 0, 0, 0]] * 4
     assert places.tile[4:].unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        triton_spans.Tuning(shared_lines=16, narrow=(5, 4)),
+        triton_spans.Tuning(shared_lines=32, num_programs=1, wide=(5, 8)),
+    ],
+)
+@pytest.mark.skipif("triton" not in PROVIDERS, reason="test_triton.py turns Triton on")
+def test_any_tuning_is_right(monkeypatch: pytest.MonkeyPatch, tuning: triton_spans.Tuning) -> None:
+    monkeypatch.setattr(triton_spans, "tuning", tuning)
+    memory, rows = tree(7, 16)
+    check_tree(memory.case(rows, heads=(6, 2)), "triton")
 
 
 @with_providers

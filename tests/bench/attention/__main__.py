@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from .contenders import CONTENDERS, TUNINGS
 from .measure import copy_bandwidth, matmul_rate, measure
 from .picture import draw
 from .problems import DTYPES, HEADS, MODELS, Point
@@ -76,6 +77,14 @@ def gate_points(device: str) -> list[Point]:
     ]
 
 
+def tuning_points() -> list[Point]:
+    """A row alone, a few, and many; short, middle and long prefixes."""
+    return [
+        Point("Qwen2.5-7B", "bfloat16", prefix, width, 512, BLOCK_SIZE["cuda"])
+        for prefix, width in itertools.product((1024, 8192, 32768), (1, 8, 32))
+    ]
+
+
 def table_of(records: list[dict[str, Any]]) -> Table:
     table = Table(title="Attention of one layer; speed-up over the first contender (quartiles)")
     for name in COLUMNS:
@@ -101,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small grid, some minutes")
     parser.add_argument("--gate", action="store_true", help="where sharing begins to pay")
+    parser.add_argument("--tune", action="store_true", help="other tunings of the Triton kernel")
     parser.add_argument("--hot", action="store_true", help="one layer over and over: warm caches")
     parser.add_argument("--rounds", type=int, default=9, help="paired rounds of each point")
     parser.add_argument("--points", type=int, help="only the first points")
@@ -110,9 +120,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    points = gate_points(device) if args.gate else grid(device, args.quick, args.dtypes.split(","))
+    if args.tune and device != "cuda":
+        parser.error("--tune measures what only a GPU can tell; there is none here")
+    points = grid(device, args.quick, args.dtypes.split(","))
+    if args.gate or args.tune:
+        points = gate_points(device) if args.gate else tuning_points()
     records = run(points[: args.points], device, args)
     console.print(table_of(records))
+    if args.tune:
+        return
     picture = args.out / f"{device}.svg"
     picture.write_text(draw(records, OURS[device]))
     console.print(f"picture: {picture}")
@@ -123,6 +139,8 @@ def run(points: list[Point], device: str, args: argparse.Namespace) -> list[dict
     args.out.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu"
     label = f"{machine}, {torch.get_num_threads()} threads" + (", hot" if args.hot else "")
+    label += ", tunings" if args.tune else ""
+    contenders = TUNINGS if args.tune else CONTENDERS[device]
     path = args.out / "results.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found = [r for r in map(json.loads, lines) if "matmul_rate" in r]  # not an older version's
@@ -141,7 +159,7 @@ def run(points: list[Point], device: str, args: argparse.Namespace) -> list[dict
             if (label, point.key) in known:
                 continue
             with console.status(f"{number} of {len(points)}: {point.key}"):
-                contenders = measure(point, device, args.rounds, say, args.hot)
+                results = measure(point, device, contenders, args.rounds, say, args.hot)
             record = {
                 "machine": label,
                 "key": point.key,
@@ -151,12 +169,12 @@ def run(points: list[Point], device: str, args: argparse.Namespace) -> list[dict
                 "copy_bandwidth": bandwidth,
                 "multiply_adds": point.multiply_adds,
                 "matmul_rate": rates[point.dtype],
-                "contenders": contenders,
+                "contenders": results,
             }
             known[label, point.key] = record
             file.write(json.dumps(record) + "\n")
             file.flush()
-            best = contenders.get(OURS[device])
+            best = results.get(OURS[device])
             console.print(f"{number} of {len(points)}: {point.key}", end="")
             console.print(f": {best['speedup']:.2f} of {point.bound:.2f}" if best else "")
     return [known[label, point.key] for point in points]

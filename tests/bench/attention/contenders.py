@@ -51,6 +51,25 @@ def ours(provider: str, share: bool) -> Callable[[Layer], Run]:
     return prepare
 
 
+def tuned(**values: Any) -> Callable[[Layer], Run]:
+    """Ours in Triton, launched with other values of its tuning."""
+
+    def prepare(layer: Layer) -> Run:
+        triton_spans = _module("attention_kernels.triton_spans")
+        tuning, run = triton_spans.Tuning(**values), ours("triton", share=True)(layer)
+
+        def tuned_run() -> torch.Tensor:
+            before, triton_spans.tuning = triton_spans.tuning, tuning
+            try:
+                return run()
+            finally:
+                triton_spans.tuning = before
+
+        return tuned_run
+
+    return prepare
+
+
 def vllm_cpu(layer: Layer) -> Run:
     """vLLM's CPU kernel as its backend calls it: each row reads its whole context."""
     ops = _module("vllm._custom_ops")
@@ -190,4 +209,17 @@ CONTENDERS: dict[str, dict[str, Callable[[Layer], Run]]] = {
         "flashinfer": flashinfer_cascade,
         "flex": flex_attention,
     },
+}
+
+# A row over one of these is over `triton`, its tuning as it is.
+TUNINGS: dict[str, Callable[[Layer], Run]] = {
+    "triton": ours("triton", share=True),
+    "5 stages": tuned(narrow=(5, 4), wide=(5, 4)),
+    "5 stages narrow": tuned(narrow=(5, 4)),
+    "8 warps wide": tuned(wide=(3, 8)),
+    "5 stages, 8 warps wide": tuned(wide=(5, 8)),
+    "2 warps narrow": tuned(narrow=(3, 2)),
+    "32 lines": tuned(shared_lines=32),
+    "132 programs": tuned(num_programs=132),
+    "528 programs": tuned(num_programs=528),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .contenders import CONTENDERS, Missing, Run
+from .contenders import Missing, Run
 from .problems import Layer, Point, expected, make_layer
 
 CACHE_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}
@@ -40,7 +40,12 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def measure(
-    point: Point, device: str, rounds: int, say: Callable[[str], None], hot: bool = False
+    point: Point,
+    device: str,
+    contenders: dict[str, Callable[[Layer], Run]],
+    rounds: int,
+    say: Callable[[str], None],
+    hot: bool = False,
 ) -> dict[str, dict[str, float]]:
     """For each contender: seconds a layer and, over the first one's, the ratio with its quartiles.
 
@@ -50,7 +55,7 @@ def measure(
     runs: dict[str, list[Run]] = {}
     num_layers = 1 if hot else _num_layers(layers[0], device)
     layers += [make_layer(point, device, seed) for seed in range(1, num_layers)]
-    for name, prepare in CONTENDERS[device].items():
+    for name, prepare in contenders.items():
         try:
             runs[name] = [prepare(layer) for layer in layers]
         except Missing as reason:
