@@ -51,7 +51,9 @@ def segmented_attention(
     attend = get_provider(provider, query.device)
     if out is None:
         out = query.new_zeros(query.shape)
-    lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32)
+    lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+    if return_lse:
+        lse.fill_(-torch.inf)
     if query.numel() and plan.num_rows:
         attend(
             Problem(query, key_cache, value_cache, plan, float(scale), rotation, out, lse, scales)

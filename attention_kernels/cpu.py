@@ -6,6 +6,7 @@ result depends neither on the number of threads nor on the other rows of the bat
 
 from __future__ import annotations
 
+import struct
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +28,41 @@ SHARED_LINES = 48  # of rows that share a span
 SPAN_KEYS = 256
 MAX_LINE = 512  # head dim, or slots of a block
 ALIGNMENT = 64
-# Place of each address and size in a JOB record seen as int64.
-_FIELD = {name: place for place, name in enumerate(kernel.JOB.names or ())}
+# The addresses with which a JOB record begins.
+_CALL_POINTERS = struct.Struct(f"{len(kernel.CALL_POINTERS.split())}q")
 
 # Fields of the kernel's JOB record: addresses, sizes and strides in bytes, scale.
 JobValues = dict[str, Any]
 
-_local = threading.local()
+
+class _Memory(threading.local):
+    """What the calling thread's next call may overwrite. Its addresses are kept: numpy takes half a
+    microsecond to say one."""
+
+    def __init__(self) -> None:
+        self.job = np.zeros(kernel.JOB.itemsize // 8, dtype=np.int64)
+        self.job_address = self.job.ctypes.data
+        self.job_bytes = self.job.data
+        self.counters = np.zeros(0, dtype=np.int64)
+        self.counters_address = 0
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+
+    def zeros(self, size: int) -> int:
+        """Address of `size` int64 zeros."""
+        if len(self.counters) < size:
+            self.counters = np.zeros(2 * size, dtype=np.int64)
+            self.counters_address = self.counters.ctypes.data
+        self.counters[:size] = 0
+        return self.counters_address
+
+    def scratch(self, size: int) -> int:
+        """Aligned address of at least `size` bytes."""
+        if self.buffer.numel() < size + ALIGNMENT:
+            self.buffer = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+        return _align(self.buffer.data_ptr())
+
+
+_memory = _Memory()
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,15 +227,6 @@ def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _scratch(size: int) -> int:
-    """Aligned address of at least `size` bytes that belong to the calling thread until it asks
-    again."""
-    buffer = getattr(_local, "buffer", None)
-    if buffer is None or buffer.numel() < size + ALIGNMENT:
-        buffer = _local.buffer = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-    return _align(int(buffer.data_ptr()))
-
-
 def _run(
     problem: Problem, query: torch.Tensor, out: torch.Tensor, tasks: Tasks, group: int
 ) -> None:
@@ -216,27 +236,18 @@ def _run(
     layout = (query.dtype, query.stride(), out.stride(), keys.stride(), values.stride())
     key = ("cpu job", layout, keys.shape[2:], problem.scale, problem.rotation)
     template, sizes = plan.memo(key, lambda: _template(problem, query, out, tasks, group))
-    job = template.copy()
     workers = num_workers() if len(tasks.table) * num_kv_heads > 1 else 1
     partials_at = workers * sizes["worker_bytes"]
     total = partials_at + tasks.num_partials * num_kv_heads * sizes["partial_bytes"]
-    counters = np.zeros(plan.num_rows * num_kv_heads + 2, dtype=np.int64)
-    scratch, counted = _scratch(total), counters.ctypes.data
-    addresses = {
-        "query": query.data_ptr(),
-        "key": keys.data_ptr(),
-        "value": values.data_ptr(),
-        "out": out.data_ptr(),
-        "lse": problem.lse.data_ptr(),
-        "workspace": scratch,
-        "partials": scratch + partials_at,
-        "next_task": counted,
-        "next_worker": counted + 8,
-        "arrived": counted + 16,
-    }
-    for name, address in addresses.items():
-        job[_FIELD[name]] = address
-    run_on_workers(kernel.run.address, job.ctypes.data, workers)
+    scratch, counters = _memory.scratch(total), _memory.zeros(plan.num_rows * num_kv_heads + 2)
+    _memory.job[:] = template
+    _CALL_POINTERS.pack_into(
+        _memory.job_bytes, 0,
+        query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(),
+        problem.lse.data_ptr(), counters, counters + 8, counters + 16,
+        scratch + partials_at, scratch,
+    )  # fmt: skip
+    run_on_workers(kernel.run.address, _memory.job_address, workers)
 
 
 def _template(

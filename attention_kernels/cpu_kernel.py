@@ -19,10 +19,11 @@ from numba import carray, cfunc, from_dtype, njit, types
 from attention_kernels import cpu_vectors as vec
 from attention_kernels.cpu_vectors import F16, F32, LANES, LINE
 
+# Those that change from call to call come first.
+CALL_POINTERS = "query key value out lse next_task next_worker arrived partials workspace"
 _POINTERS = (
-    "query key value out lse blocks first count bound query_start query_len "
-    "shift_index cos sin visible_index visible_offset visible_limit "
-    "tasks members row_partials next_task next_worker arrived partials workspace"
+    "blocks first count bound query_start query_len "
+    "shift_index cos sin visible_index visible_offset visible_limit tasks members row_partials"
 )
 _SIZES = (
     "kind num_tasks num_kv_heads group head_dim padded_dim padded_block step_entries "
@@ -33,7 +34,8 @@ _SIZES = (
     "tokens_at query_at turned_at scores_at acc_at stats_at key_at value_at columns_at pieces_at"
 )
 JOB = np.dtype(
-    [(name, np.int64) for name in (_POINTERS + " " + _SIZES).split()] + [("scale", np.float32)],
+    [(name, np.int64) for name in f"{CALL_POINTERS} {_POINTERS} {_SIZES}".split()]
+    + [("scale", np.float32)],
     align=True,
 )
 # Columns of the task table. SPAN is a span's number in its row, -1 for a task that is all of it.

@@ -53,4 +53,9 @@ def run_on_workers(function: int, argument: int, workers: int) -> None:
     if workers > 1 and parallel is not None:
         parallel(function, argument, workers, 0)
     else:
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(argument)
+        _function_at(function)(argument)
+
+
+@functools.cache
+def _function_at(address: int) -> Any:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
