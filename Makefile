@@ -9,6 +9,7 @@ JUDGE ?= build/judge
 PROBLEMS ?= 1500
 EPOCHS ?= 3
 DRAFTS ?= 4
+SEEDS ?= 10000
 PY = $(VENV)/bin/python
 
 ifndef MODEL
@@ -23,11 +24,11 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow fuzz test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; QUICK=1, TUNE=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; QUICK=1, TUNE=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -46,6 +47,9 @@ test: env $(NEEDS_MODEL) ## the tests that run in minutes
 
 test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 	$(PY) -m pytest -m slow
+
+fuzz: env ## workers, paths, trees and plain requests mixed, ten thousand times
+	$(PY) -m tests.schedule.mixture --seeds 0:$(SEEDS)
 
 test-deploy: env $(NEEDS_MODEL) deploy-tools ## real server and Prometheus under load, Ray with killed replicas, Helm chart
 	$(PY) -m pytest -m deploy

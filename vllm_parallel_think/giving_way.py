@@ -6,6 +6,8 @@ import time
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -13,13 +15,21 @@ from .core.hogwild.group import HogwildGroup
 from .families import Family, FamilyTable
 from .ledger import BlockLedger
 from .messages import Swap
+from .observer import Observer
 
 logger = init_logger(__name__)
+
+MOST_EMPTY_STEPS = 100
+"""Steps in a row without work, after which a request that cannot go on is ended."""
+
+MOST_ID_CHARACTERS = 100
+"""Of a request's id in a log line: clients choose ids."""
 
 
 class GivingWayMixin(Scheduler):
     """Lets a scheduler's families give their blocks away and come back."""
 
+    kv_holding_waiting: RequestQueue
     _families: FamilyTable
     _ledger: BlockLedger
     _preempted_member: bool
@@ -28,6 +38,9 @@ class GivingWayMixin(Scheduler):
     """Whether anybody else was."""
     _swaps: list[Swap]
     """K/V to copy in front of the next step."""
+    _num_empty_steps: int
+    """Steps without work since the last one that had some, or that had some under way."""
+    _observer: Observer
 
     def _submit_ready(self, family: Family) -> None:
         """Start what can start."""
@@ -44,33 +57,72 @@ class GivingWayMixin(Scheduler):
         branch = self._families.branch(request.request_id)
         return branch is not None and branch.family.group.branched
 
+    def _is_held(self, request: Request) -> bool:
+        """Whether a running row was kept from taking this step."""
+        raise NotImplementedError
+
     @staticmethod
     def _fault(family: Family, error: Exception) -> None:
         """Let one request fail at the end of the step: a fault in it must not end the engine."""
         logger.error("request %s failed", family.root.request_id, exc_info=error)
-        family.error = f"internal error: {error!r}"
+        # What comes after a first fault is most often its consequence.
+        family.error = family.error or f"internal error: {error!r}"
 
-    def _is_stuck(self) -> bool:
-        """Whether members wait, nobody runs, and nothing that is under way will change that.
+    def _keep_going(self, output: SchedulerOutput) -> None:
+        """See to it that the next step can do something, if this one could do nothing."""
+        if output.total_num_scheduled_tokens or self._pause_state == PauseState.PAUSED_ALL:
+            self._num_empty_steps = 0
+            return
+        under_way = any(request.num_in_flight_tokens for request in self.requests.values())
+        if self._is_stuck(under_way):
+            self._make_room()
+        self._num_empty_steps = 0 if under_way else self._num_empty_steps + 1
+        if self._num_empty_steps > MOST_EMPTY_STEPS:
+            self._num_empty_steps = 0
+            self._end_standstill()
+
+    def _is_stuck(self, under_way: bool) -> bool:
+        """Whether a step did nothing although groups hold blocks, and nothing will change that.
+
+        Rows may be running all the same: those that are held keep what they have. One that is not
+        held was only not looked at, as the scan ended with a row that preempted itself.
 
         A member that was preempted in this very step found no room beside what groups hold. Let in
         again it would only get as far as before, step after step, so that counts although its last
         output is still under way. When anybody else was preempted, blocks came free after members
         were looked at: the next step goes on.
         """
-        return (
-            not self.running
-            and not self._preempted_other
-            and bool(self.kv_holding_waiting)
-            and self._pause_state != PauseState.PAUSED_ALL
-            and (
-                self._preempted_member
-                or all(request.num_in_flight_tokens == 0 for request in self.requests.values())
-            )
+        if self._preempted_other or (under_way and not self._preempted_member):
+            return False
+        if not all(map(self._is_held, self.running)):
+            return False
+        return any(f.group.branched and not f.parked for f in self._families)
+
+    def _end_standstill(self) -> None:
+        """Let the youngest request fail, as steps without any work follow each other.
+
+        Whatever the cause, which is a fault of ours: the others must get on.
+        """
+        families = [f for f in self._families if f.error is None]
+        if not families:
+            return
+        youngest = max(families, key=lambda f: (f.group.branched, f.age))
+        logger.error(
+            "nothing was scheduled in %d steps although requests are unfinished; request %s fails",
+            MOST_EMPTY_STEPS,
+            youngest.root.request_id[:MOST_ID_CHARACTERS],
         )
+        youngest.error = f"no step of the engine could go on with it in {MOST_EMPTY_STEPS} tries"
+        self._observer.stalled()
 
     def _make_room(self) -> None:
-        """Let the youngest family give all its blocks away; the oldest one always gets on."""
+        """Let a request give its blocks away: an ordinary one, then the youngest family.
+
+        The oldest family always gets on.
+        """
+        if ordinary := self._youngest_ordinary():
+            self._put_off(ordinary)
+            return
         holding = [f for f in self._families if f.group.branched and not f.parked]
         if len(holding) > 1:
             youngest = max(holding, key=lambda family: family.age)
@@ -81,10 +133,15 @@ class GivingWayMixin(Scheduler):
         elif holding:
             self._refuse_too_large(holding[0])
 
+    def _youngest_ordinary(self) -> Request | None:
+        """Return the running row that would be the first to give way, if any is no member."""
+        ordinary = [r for r in self.running if not self._is_member(r)]
+        return max(ordinary, key=lambda r: (r.priority, r.arrival_time), default=None)
+
     def _refuse_too_large(self, family: Family) -> None:
         """Let a request fail that no other one could make room for."""
         pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
-        family.error = (
+        family.error = family.error or (
             f"the answer needs {family.group.blocks_needed} KV blocks of {self.block_size} "
             f"tokens, the whole pool has {pool}"
         )
@@ -101,6 +158,8 @@ class GivingWayMixin(Scheduler):
             if node.computing:
                 self._drop_request(request)
             else:
+                if request.status == RequestStatus.RUNNING:
+                    self._put_off(request)
                 self.kv_holding_waiting.remove_requests([request])
                 self.waiting.remove_requests([request])
                 self.deferred_waiting.discard(request)
@@ -110,22 +169,36 @@ class GivingWayMixin(Scheduler):
                 self._ledger.release(node)
                 family.group.sealed(node, kept=False)
 
+    def _put_off(self, request: Request) -> None:
+        """Preempt a running request, between two steps."""
+        if request in self.running:
+            self.running.remove(request)
+        self._preempt_request(request, time.monotonic())
+        # It may run again in the very next step, which vLLM's own preemption never allows.
+        self.prev_step_scheduled_req_ids.discard(request.request_id)
+
     def _unpark(self) -> bool:
         """Let families that gave way come back, oldest first; return whether some still wait."""
         parked = sorted((f for f in self._families if f.parked), key=lambda family: family.age)
         for family in parked:
             free = self.kv_cache_manager.block_pool.get_num_free_blocks()
             idle = not self.running and not self.kv_holding_waiting
-            if not idle and free < family.group.blocks_needed:
+            if not idle and (free < family.group.blocks_needed or self._elder_waits(family)):
                 return True
             family.parked = False
             try:
                 if isinstance(family.group, HogwildGroup):
                     self._swap_in(family)
-                self._submit_ready(family)
+                if family.error is None:
+                    self._submit_ready(family)
             except Exception as error:
                 self._fault(family, error)
         return False
+
+    def _elder_waits(self, family: Family) -> bool:
+        """Whether a branch of an older family waits, which may be what this one gave way to."""
+        branches = (self._families.branch(r.request_id) for r in self.kv_holding_waiting)
+        return any(b is not None and b.family.age < family.age for b in branches)
 
     def _swap_out(self, family: Family) -> None:
         """Copy all K/V of a group of workers to the host, and let its blocks go.
@@ -151,10 +224,7 @@ class GivingWayMixin(Scheduler):
                 used = list(blocks[: -(-num_computed // self.block_size)])
                 family.stash.append((node, len(used), num_computed))
                 ids += [block.block_id for block in used]
-                if request in self.running:
-                    self.running.remove(request)
-                self._preempt_request(request, time.monotonic())
-                self.prev_step_scheduled_req_ids.discard(request.request_id)
+                self._put_off(request)
             self.kv_holding_waiting.remove_requests([request])
             self.waiting.remove_requests([request])
             self.deferred_waiting.discard(request)
@@ -164,10 +234,11 @@ class GivingWayMixin(Scheduler):
         """Get blocks for a group's K/V on the host, and have it copied back."""
         pool = self.kv_cache_manager.block_pool
         managers = self.kv_cache_manager.coordinator.single_type_managers
-        if pool.get_num_free_blocks() < family.group.blocks_needed:
+        num_blocks = sum(count for _, count, _ in family.stash)
+        if pool.get_num_free_blocks() < num_blocks:
             self._refuse_too_large(family)
             return
-        blocks = pool.get_new_blocks(sum(count for _, count, _ in family.stash))
+        blocks = pool.get_new_blocks(num_blocks)
         ids = tuple(block.block_id for block in blocks)
         for node, count, num_computed in family.stash:
             own, blocks = blocks[:count], blocks[count:]

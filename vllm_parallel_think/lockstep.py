@@ -8,12 +8,12 @@ held for that step as a whole. Otherwise its text would depend on the load besid
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
 
 from .core.hogwild.group import HogwildGroup
@@ -33,6 +33,10 @@ class LockStepMixin(GivingWayMixin):
 
     _aside: list[Request]
     """Members that wait for their group, out of vLLM's queues."""
+    _admitted: list[Request]
+    """Members that enter in the coming step; slots, tokens and blocks for them are kept free."""
+    _allowed: dict[str, int]
+    """Most tokens of the coming step for running rows of others, where that is bounded."""
 
     def _align_gangs(self) -> bool:
         """Make sure of what each group needs in the coming step, oldest first, or hold it.
@@ -41,6 +45,8 @@ class LockStepMixin(GivingWayMixin):
             Whether a group waits for room, that newcomers would take.
 
         """
+        self._allowed.clear()
+        self._admitted.clear()
         gangs = sorted((f for f in self._families if is_gang(f)), key=lambda family: family.age)
         gangs = [f for f in gangs if not f.parked and f.error is None and self._members(f)]
         if not gangs:
@@ -49,8 +55,7 @@ class LockStepMixin(GivingWayMixin):
         self.running.sort(key=lambda request: not self._is_gang_member(request))
         tokens = self.max_num_scheduled_tokens
         blocks = 0
-        slots = self.max_num_active_reqs - len(self.running)
-        admits = is_held = False
+        is_held = False
         for family in gangs:
             if family.parked:  # gave way to an older one
                 continue
@@ -58,7 +63,9 @@ class LockStepMixin(GivingWayMixin):
             waiting = [r for r in members if r.status != RequestStatus.RUNNING]
             need = [self._need(request) for request in members]
             new_tokens, new_blocks = sum(t for t, _ in need), sum(b for _, b in need)
-            fits = new_tokens <= tokens and len(waiting) <= slots
+            if waiting:
+                new_blocks += self.kv_cache_manager.watermark_blocks
+            fits = new_tokens <= tokens and len(waiting) <= self._free_slots
             try:
                 fits = fits and self._clear_blocks(family, blocks + new_blocks)
             except Exception as error:  # one group may fail, the engine may not
@@ -69,13 +76,49 @@ class LockStepMixin(GivingWayMixin):
                 is_held = True
                 continue
             tokens -= new_tokens
-            slots -= len(waiting)
             blocks += new_blocks
-            admits = admits or bool(waiting)
+            self._admitted += waiting
         # Only by priority does vLLM preempt a member for a row that needs a block.
-        if admits or self.policy == SchedulingPolicy.PRIORITY:
-            self._keep_room_for_members(tokens, blocks, admits)
+        if self._admitted or self.policy == SchedulingPolicy.PRIORITY:
+            self._keep_room_for_members(tokens, blocks)
         return is_held
+
+    @property
+    def _free_slots(self) -> int:
+        """Rows that may still be admitted beside those that run and those made sure of."""
+        taken = len(self.running) + self.num_waiting_for_streaming_input + len(self._admitted)
+        return self.max_num_active_reqs - taken
+
+    @contextmanager
+    def _members_first(self) -> Iterator[None]:
+        """Let vLLM look at the members that were made sure of before anybody else who waits.
+
+        Whoever stands in front of them would take their slots, or, finding no room, end the scan.
+        """
+        if not self._admitted:
+            yield
+            return
+        self.kv_holding_waiting.remove_requests(self._admitted)
+        waiting = self.kv_holding_waiting
+        self.kv_holding_waiting = create_request_queue(SchedulingPolicy.FCFS)
+        for request in (*self._admitted, *waiting):
+            self.kv_holding_waiting.add_request(request)
+        try:
+            yield
+        finally:
+            left = self.kv_holding_waiting
+            self.kv_holding_waiting = create_request_queue(self.policy)
+            for request in left:
+                self.kv_holding_waiting.add_request(request)
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        # vLLM asks this of every row; none of a row's tokens puts it off without stopping others.
+        if self._allowed:
+            most = self._allowed.get(request.request_id, num_new_tokens)
+            num_new_tokens = min(num_new_tokens, most)
+        return super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
 
     def _too_wide(self, group: HogwildGroup) -> str | None:
         """Return why no step could ever hold a group's workers, if none could."""
@@ -117,6 +160,9 @@ class LockStepMixin(GivingWayMixin):
         branch = self._families.branch(request.request_id)
         return branch is not None and is_gang(branch.family)
 
+    def _is_held(self, request: Request) -> bool:
+        return self._is_gang_member(request) or self._allowed.get(request.request_id) == 0
+
     def _members(self, family: Family) -> list[Request]:
         """Return the unfinished requests of a group, in a fixed order."""
         if not family.group.branched:
@@ -137,12 +183,8 @@ class LockStepMixin(GivingWayMixin):
         """Get so many blocks free, from ordinary requests, then from younger groups."""
         pool = self.kv_cache_manager.block_pool
         while pool.get_num_free_blocks() < needed:
-            ordinary = [r for r in self.running if not self._is_member(r)]
-            if ordinary:
-                victim = max(ordinary, key=lambda r: (r.priority, r.arrival_time))
-                self.running.remove(victim)
-                self._preempt_request(victim, time.monotonic())
-                self.prev_step_scheduled_req_ids.discard(victim.request_id)
+            if ordinary := self._youngest_ordinary():
+                self._put_off(ordinary)
                 continue
             holding = [f for f in self._families if f.group.branched and not f.parked]
             youngest = max(holding, key=lambda other: other.age)
@@ -164,22 +206,27 @@ class LockStepMixin(GivingWayMixin):
             self.kv_holding_waiting.remove_requests([request])
         self._aside += waiting
 
-    def _keep_room_for_members(self, tokens: int, blocks: int, admits: bool) -> None:
+    def _keep_room_for_members(self, tokens: int, blocks: int) -> None:
         """Keep others from taking what members need, and from preempting anybody for more.
+
+        A prompt's chunk becomes as small as what is left; members that enter are looked at only
+        after all running rows.
 
         Args:
             tokens: What is left of the step's tokens.
             blocks: What groups will take of the free blocks.
-            admits: Whether members wait: they are looked at behind all running rows.
 
         """
         free = self.kv_cache_manager.block_pool.get_num_free_blocks() - blocks
         others = [r for r in self.running if not self._is_gang_member(r)]
         # Rows that decode go first, then chunks of prompts, as far as there is room.
         for request in sorted(others, key=lambda r: self._need(r)[0] > 1):
-            new_tokens, _ = self._need(request)
-            _, new_blocks = self._need(request, min(new_tokens, tokens))
-            if (admits and new_tokens > tokens) or new_blocks > free:
-                request.next_decode_eligible_step = self.current_step + 2
-            else:
-                tokens, free = max(0, tokens - new_tokens), free - new_blocks
+            have = len(self.kv_cache_manager.coordinator.get_blocks(request.request_id)[0])
+            room = (have + max(0, free)) * self.block_size - request.num_computed_tokens
+            new_tokens = min(self._need(request)[0], room)
+            if self._admitted:
+                new_tokens = min(new_tokens, tokens)
+            new_tokens = max(0, new_tokens)
+            self._allowed[request.request_id] = new_tokens
+            tokens -= min(tokens, new_tokens)
+            free -= self._need(request, new_tokens)[1]

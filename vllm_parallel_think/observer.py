@@ -101,6 +101,10 @@ class Observer:
         if not self._families:  # perhaps the last step for a long time
             self._look()
 
+    def stalled(self) -> None:
+        """Take note that steps without work had to be ended."""
+        self._tell("stalled")
+
     def stepped(self) -> None:
         """Look at the families, if it is time to."""
         if not self._viewers:

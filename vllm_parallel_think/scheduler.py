@@ -9,7 +9,8 @@ stay vLLM's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,9 @@ class GroupSchedulerMixin(LockStepMixin):
         self._swaps: list[Swap] = []
         self._ended_teams: list[TeamUpdate] = []
         self._aside: list[Request] = []
+        self._admitted: list[Request] = []
+        self._allowed: dict[str, int] = {}
+        self._num_empty_steps = 0
         self._is_scheduling = False
         ends = self.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
         self._eos_tokens = {ends} if isinstance(ends, int) else set(ends or ())
@@ -209,21 +213,12 @@ class GroupSchedulerMixin(LockStepMixin):
         # A worker that starts a step must not be put off while the others go on.
         throttle_prefills = throttle_prefills and not any(map(is_gang, self._families))
         self._is_scheduling = True
-        if some_wait:
-            # Newcomers would take the room that a family which gave way is waiting for.
-            newcomers = self.waiting
-            self.waiting = create_request_queue(self.policy)
-            try:
-                output = super().schedule(throttle_prefills)
-            finally:
-                newcomers.prepend_requests(reversed(list(self.waiting)))
-                self.waiting = newcomers
-        else:
+        # Newcomers would take the room that a family which gave way is waiting for.
+        with self._members_first(), self._without_newcomers(some_wait):
             output = super().schedule(throttle_prefills)
         self._restore_aside()
         self._note_strays(output)
-        if output.total_num_scheduled_tokens == 0 and self._is_stuck():
-            self._make_room()
+        self._keep_going(output)
         has_branches = self._place_blocks(output)
         headers, written = self._headers.take(), self._written(output)
         teams, swaps = self._team_updates(), tuple(self._swaps)
@@ -232,10 +227,26 @@ class GroupSchedulerMixin(LockStepMixin):
             return output
         return with_groups(output, headers, has_branches, written, teams, swaps)
 
+    @contextmanager
+    def _without_newcomers(self, some_wait: bool) -> Iterator[None]:
+        """Let nobody in who holds no blocks yet, if somebody waits for room."""
+        if not some_wait:
+            yield
+            return
+        newcomers = self.waiting
+        self.waiting = create_request_queue(self.policy)
+        try:
+            yield
+        finally:
+            newcomers.prepend_requests(reversed(list(self.waiting)))
+            self.waiting = newcomers
+
     def _team_updates(self) -> tuple[TeamUpdate, ...]:
         """Return what workers' groups look like, where that changed."""
         updates, self._ended_teams = self._ended_teams, []
         for family in self._families:
+            if family.error is not None:
+                continue
             try:
                 update = update_of(family, self._ledger)
             except Exception as error:

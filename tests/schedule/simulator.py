@@ -27,9 +27,11 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from tests.engine.hogwild_cases import ENDS
 from tests.engine.tiny import EOS, IdGrammar
 from vllm_parallel_think.core.graph import State
-from vllm_parallel_think.messages import NATURAL, GroupSchedulerOutput
+from vllm_parallel_think.core.hogwild.view import Run, Team
+from vllm_parallel_think.messages import NATURAL, GroupSchedulerOutput, Swap, TeamUpdate
 from vllm_parallel_think.plugin import register
 from vllm_parallel_think.scheduler import AsyncGroupScheduler, GroupScheduler
 
@@ -57,6 +59,15 @@ def sample(state: bytes, grammar: IdGrammar) -> int:
     if draw < 0.16:
         return rng.choice(grammar.ends)
     return EOS if draw < 0.175 else rng.choice(TOKENS)
+
+
+def write(state: bytes) -> int:
+    """Stand in for greedy sampling by a worker: the end of a step now and then, else a word."""
+    rng = random.Random(state)
+    draw = rng.random()
+    if draw < 0.15:
+        return rng.choice(ENDS)
+    return EOS if draw < 0.16 else rng.choice(TOKENS)
 
 
 def hash_graph(grammar: IdGrammar) -> type:
@@ -105,17 +116,20 @@ class HashWorker:
         self.position = [NATURAL] * num_blocks
         self.cache: dict[tuple[int, int], bytes] = {}
         self.rows: dict[str, _Row] = {}
+        self.teams = HashTeams(self)
 
     def execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
         """Run one step."""
         self._apply_headers(output)
         self._update_rows(output)
+        self.teams.apply(output)
         ids = list(output.num_scheduled_tokens)
-        sampled = [self._run(req_id, output) for req_id in ids]
+        sampled = {i: self._run(i, output) for i in ids if i not in self.teams.member}
+        sampled |= self.teams.run([i for i in ids if i in self.teams.member], output)
         return ModelRunnerOutput(
             req_ids=ids,
             req_id_to_index={req_id: i for i, req_id in enumerate(ids)},
-            sampled_token_ids=sampled,
+            sampled_token_ids=[sampled[req_id] for req_id in ids],
         )
 
     def _apply_headers(self, output: SchedulerOutput) -> None:
@@ -194,10 +208,106 @@ class HashWorker:
                 seen.append(into[at] if at in into else self.cache[at])
         state = fingerprint(token, position, seen)
         into[(block, slot)] = state
+        self.teams.lower[(block, slot)] = fingerprint(token, position, [])
         return state
 
     def _at(self, row: _Row, index: int) -> tuple[int, int]:
         return row.blocks[index // self.block_size], index % self.block_size
+
+
+class HashTeams:
+    """Rows of workers, which see each other's tokens of the same step.
+
+    So they take two layers: the lower one knows a token and its place in its own run; the upper
+    one, which the cache keeps, all lower ones that the row sees and how far its query turns.
+    """
+
+    def __init__(self, worker: HashWorker) -> None:
+        self._worker = worker
+        self._teams: dict[str, Team] = {}
+        self._copies: dict[str, list[dict[tuple[int, int], bytes]]] = {}
+        self.write = write
+        self.lower: dict[tuple[int, int], bytes] = {}
+        self.member: dict[str, tuple[Team, int]] = {}
+
+    def apply(self, output: SchedulerOutput) -> None:
+        """Take note of what the scheduler says of groups of workers."""
+        if isinstance(output, GroupSchedulerOutput):
+            for swap in output.swaps:
+                self._swap(swap)
+            for update in output.teams:
+                self._update(update)
+
+    def run(self, ids: list[str], output: SchedulerOutput) -> dict[str, list[int]]:
+        """Compute the workers' rows of a step, layer by layer."""
+        rows, new = self._worker.rows, {}
+        for req_id in ids:
+            row, num = rows[req_id], output.num_scheduled_tokens[req_id]
+            new[req_id] = range(row.num_computed, row.num_computed + num)
+            for index in new[req_id]:
+                at = self._worker._at(row, index)
+                self.lower[at] = fingerprint(row.tokens[index], index, [])
+            row.num_computed += num
+        for req_id in ids:
+            for index in new[req_id]:
+                at = self._worker._at(rows[req_id], index)
+                self._worker.cache[at] = self._see(req_id, index, self.lower)
+        sampled: dict[str, list[int]] = {}
+        for req_id in ids:
+            row = rows[req_id]
+            sampled[req_id] = []
+            if row.num_computed >= len(row.tokens):
+                state = self._see(req_id, row.num_computed - 1, self._worker.cache)
+                sampled[req_id] = [self.write(state)]
+        for req_id, tokens in sampled.items():
+            rows[req_id].tokens += tokens
+        return sampled
+
+    def _see(self, req_id: str, index: int, states: dict[tuple[int, int], bytes]) -> bytes:
+        team, role = self.member[req_id]
+
+        def live(other: int) -> Run:
+            row = self._worker.rows.get(team.live[other])
+            return (
+                Run(row.blocks, row.num_computed, other) if row is not None else Run((), 0, other)
+            )
+
+        seen: list[bytes] = []
+        *front, own = team.view(role, live)
+        for part in front:
+            seen.append(str(part.shift).encode())
+            seen += [states[self._slot(part.run, i)] for i in range(part.run.length)]
+        seen += [states[self._slot(own.run, i)] for i in range(index + 1)]
+        return fingerprint(role, index, seen)
+
+    def _slot(self, run: Run, index: int) -> tuple[int, int]:
+        size = self._worker.block_size
+        return run.blocks[index // size], index % size
+
+    def _update(self, update: TeamUpdate) -> None:
+        team = self._teams.pop(update.team, None) or Team(update.layout)
+        for req_id in dict(team.live).values():
+            self.member.pop(req_id, None)
+        if update.ended:
+            return
+        team.prompt, team.live = update.prompt, dict(update.live)
+        team.history = (*team.history[: update.first], *update.history)
+        team.headers = dict(update.headers)
+        self._teams[update.team] = team
+        self.member.update((req_id, (team, role)) for role, req_id in update.live)
+
+    def _swap(self, swap: Swap) -> None:
+        places = [(b, slot) for b in swap.blocks for slot in range(self._worker.block_size)]
+        layers = (self.lower, self._worker.cache)
+        if swap.out:
+            self._copies[swap.team] = [
+                {i: layer[at] for i, at in enumerate(places) if at in layer} for layer in layers
+            ]
+            return
+        copies = self._copies.pop(swap.team, None)
+        if copies is not None and swap.blocks:
+            for layer, copy in zip(layers, copies, strict=True):
+                layer.update((places[i], state) for i, state in copy.items())
 
 
 @dataclass
@@ -233,6 +343,7 @@ class Simulation:
         options: dict[str, Any] | None = None,
     ) -> None:
         register()
+        ngram = {"method": "ngram", "num_speculative_tokens": num_drafts, "prompt_lookup_max": 2}
         config = EngineArgs(
             str(model),
             dtype="float32",
@@ -243,13 +354,7 @@ class Simulation:
             block_size=block_size,
             scheduling_policy=policy,
             additional_config={"parallel_think": {"profile": profile, **(options or {})}},
-            speculative_config={
-                "method": "ngram",
-                "num_speculative_tokens": num_drafts,
-                "prompt_lookup_max": 2,
-            }
-            if num_drafts
-            else None,
+            speculative_config=ngram if num_drafts else None,
         ).create_engine_config()
         config.cache_config.num_gpu_blocks = num_blocks
         config.scheduler_config.async_scheduling = asynchronous
@@ -278,7 +383,13 @@ class Simulation:
         self.clients: dict[str, Client] = {}
 
     def add(
-        self, prompt: list[int], *, parallel: bool = True, max_tokens: int = 80, **extra: Any
+        self,
+        prompt: list[int],
+        *,
+        parallel: bool = True,
+        max_tokens: int = 80,
+        priority: int = 0,
+        **extra: Any,
     ) -> Client:
         """Send a request."""
         request_id = f"r{len(self.clients)}"
@@ -294,6 +405,7 @@ class Simulation:
                 sampling_params=params,
                 pooling_params=None,
                 arrival_time=float(len(self.clients)),
+                priority=priority,
                 block_hasher=self.hasher,
             )
         )

@@ -158,6 +158,12 @@ class Instruments:
             "Forks that a model asked for and that were not made, by reason.",
             *("reason", engine),
         )
+        self.stalls = make(
+            Counter,
+            "stalls_total",
+            "Requests failed because steps without any work followed each other.",
+            engine,
+        )
         self.refused = make(
             Counter,
             "refused_requests_total",

@@ -67,7 +67,7 @@ class Recorder:
             made.hogwild_checks.at(answer, engine)
         for kind in JUDGED:
             made.judge.at(kind, engine)
-        for instrument in (made.fork_width, made.join_wait, made.hogwild_steps):
+        for instrument in (made.fork_width, made.join_wait, made.hogwild_steps, made.stalls):
             instrument.at(engine)
         self.load(Load(0, 0, 0, 0))
 
@@ -89,6 +89,10 @@ class Recorder:
         if family.group.branched:
             made.fork_width.at(engine).observe(summary["widest_fork"])
             made.ratio.at(profile, engine).observe(summary["parallelism_ratio"])
+
+    def stalled(self) -> None:
+        """Count a request that was failed so that the engine gets on."""
+        self._made.stalls.at(self._engine).inc()
 
     def load(self, load: Load) -> None:
         """Set the gauges."""
