@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate: make 
 import helm_python
 import kubernetes_validate
 
+from deploy.ray.serve_options import cli_args
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.options import ServerOptions
 
@@ -163,22 +165,24 @@ def test_schema_and_plugin_allow_the_same() -> None:
                 ServerOptions.parse({key: value})
 
 
-def test_vllm_and_the_plugin_read_the_arguments(manifests: list[dict[str, Any]]) -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+def parsed_by_vllm(manifests: list[dict[str, Any]]) -> Namespace:
+    """Return what `vllm serve` reads from the container's arguments."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(manifests))
+    parser = cli_args().make_arg_parser(FlexibleArgumentParser())
+    return parser.parse_args(arguments(manifests))
+
+
+def test_vllm_and_the_plugin_read_the_arguments(manifests: list[dict[str, Any]]) -> None:
+    parsed = parsed_by_vllm(manifests)
     assert parsed.port == 8000
     assert parsed.shutdown_timeout >= 60
     ServerOptions.parse(parsed.additional_config["parallel_think"])
 
 
 def test_text_reaches_vllm_and_the_plugin_as_it_was_written() -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
     values = VALUE_SETS["words"]
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(render(values)))
+    parsed = parsed_by_vllm(render(values))
     assert parsed.model_tag == values["model"]["name"]
     assert parsed.served_model_name == [values["model"]["servedName"]]
     options = ServerOptions.parse(parsed.additional_config["parallel_think"])
