@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from . import collect, distill, evaluate, fit, label
-
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "collect": (collect.Collect, collect.run),
-    "distill": (distill.Distill, distill.run),
-    "label": (label.Label, label.run),
-    "fit": (fit.Fit, fit.run),
-    "evaluate": (evaluate.Evaluate, evaluate.run),
+COMMANDS = {
+    "collect": "Collect",
+    "distill": "Distill",
+    "label": "Label",
+    "fit": "Fit",
+    "evaluate": "Evaluate",
 }
+"""Each command's module, and the class of its settings there. Only a command that runs is imported:
+torch takes seconds."""
+
+EXTRA = frozenset({"torch", "transformers", "safetensors", "tqdm", "numpy"})
+"""What the extra `train` installs."""
+
+INSTALL = "install vllm-parallel-think with its extra `train` (pip install '.[train]')"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the process's exit status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m spec_decode", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (settings, run) in COMMANDS.items():
-        lines = (sys.modules[settings.__module__].__doc__ or "").splitlines()
-        command = commands.add_parser(name, help=lines[0].partition(": ")[2])
-        command.set_defaults(settings=settings, run=run)
-        _add_options(command, settings)
-    values = vars(parser.parse_args(arguments))
-    settings, run = values.pop("settings"), values.pop("run")
+    chosen = next((word for word in given if not word.startswith("-")), None)
     try:
+        for name, settings in COMMANDS.items():
+            command = commands.add_parser(name, help=_summary(name))
+            if name == chosen:
+                module = import_module(f"{__package__}.{name}")
+                command.set_defaults(settings=getattr(module, settings), run=module.run)
+                _add_options(command, getattr(module, settings))
+        values = vars(parser.parse_args(given))
+        settings, run = values.pop("settings"), values.pop("run")
         run(settings(**values))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        print(f"spec_decode: {error.name} is missing; {INSTALL}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"spec_decode: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _summary(command: str) -> str:
+    """Return what a command's module says of itself in its first line."""
+    source = Path(__file__).with_name(f"{command}.py").read_text("utf-8")
+    first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return first.partition(": ")[2]
 
 
 def _add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:

@@ -1,4 +1,7 @@
-"""For people who write a profile or debug a model: ``python -m vllm_parallel_think trace``."""
+"""For people who write a profile or debug a model: ``vllm-parallel-think trace``.
+
+The same as ``python -m vllm_parallel_think``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import __version__
 from .core.errors import OptionError
 from .core.hogwild.recipe import Recipe
 from .core.profile import builtin_profiles, load_profile
@@ -53,7 +57,8 @@ def _read(file: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vllm_parallel_think")
+    parser = argparse.ArgumentParser(prog="vllm-parallel-think")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
         "trace",

@@ -27,6 +27,8 @@ from typing import Any
 import ray
 from ray import serve
 
+from deploy.ray.serve_options import cli_args
+
 _KEYS = {"vllm", "metrics"}
 _METRICS_KEYS = {"port", "folder"}
 
@@ -65,15 +67,15 @@ def parse(options: Mapping[str, Any]) -> Namespace:
         ValueError: vLLM knows no such option or refuses its value.
 
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    cli = cli_args()
     try:
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(to_flags(options))
+        args = cli.make_arg_parser(FlexibleArgumentParser()).parse_args(to_flags(options))
     except SystemExit as error:
         # argparse ends the process; a replica has to say why it cannot start.
         raise ValueError("vllm refuses an option of `args.vllm`; its log names it") from error
-    validate_parsed_serve_args(args)
+    cli.validate_parsed_serve_args(args)
     return args
 
 

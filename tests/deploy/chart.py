@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +67,84 @@ VALUE_SETS: dict[str, Values] = {
             "affinity": {"nodeAffinity": {}},
         },
     ),
+    "words": merged(
+        LEAST,
+        {
+            "model": {"name": "/models/a #b", "servedName": "my model: #1"},
+            "parallelThink": {"vote_pattern": r"The answer: #### \$$([0-9]+)\.$(HOME)"},
+        },
+    ),
 }
 
 
-def render(values: Values, chart: Path = CHART) -> list[Manifest]:
+class Loader(yaml.SafeLoader):
+    """Reads YAML as Kubernetes does: 1e3 is a number, and no key comes twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"keys that come twice: {twice}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def render(
+    values: Values, chart: Path = CHART, *, release: str = "demo", namespace: str = "prod"
+) -> list[Manifest]:
     """Return the manifests that Helm renders.
 
     Raises:
         helm_python.HelmError: The values break the schema, or a template refuses them.
+        yaml.YAMLError: What it rendered is not YAML.
 
     """
     with helm_python.Chart.load(chart) as loaded:
-        files = loaded.render(values, name="demo", namespace="prod")
+        files = loaded.render(values, name=release, namespace=namespace)
     texts = [text for name, text in sorted(files.items()) if name.endswith(".yaml")]
-    return [each for text in texts for each in yaml.safe_load_all(text) if each]
+    return [each for text in texts for each in yaml.load_all(text, Loader) if each]
+
+
+def expanded(text: str, environment: Mapping[str, str]) -> str:
+    """Return what Kubernetes makes of an argument: $$ is $, $(NAME) a variable that is set."""
+
+    def replaced(found: re.Match[str]) -> str:
+        name = found["name"]
+        return "$" if name is None else environment.get(name, found[0])
+
+    return re.sub(r"\$\$|\$\((?P<name>[^)]*)\)", replaced, text)
+
+
+def container(manifests: list[Manifest]) -> dict[str, Any]:
+    """Return the only container of the Deployment."""
+    (found,) = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def environment(manifests: list[Manifest]) -> dict[str, str]:
+    """Return the container's variables that are given by value.
+
+    Raises:
+        AssertionError: A name comes twice.
+
+    """
+    listed = container(manifests)["env"]
+    names = [each["name"] for each in listed]
+    assert len(names) == len(set(names)), f"variables that come twice: {names}"
+    return {each["name"]: each["value"] for each in listed if "value" in each}
+
+
+def arguments(manifests: list[Manifest]) -> list[str]:
+    """Return the arguments of `vllm serve` as the container gets them."""
+    known = environment(manifests)
+    return [expanded(each, known) for each in container(manifests)["args"]]
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> Manifest:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate: make 
 import helm_python
 import kubernetes_validate
 
+from deploy.ray.serve_options import cli_args
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.options import ServerOptions
 
@@ -29,6 +31,8 @@ from .chart import (
     KUBERNETES,
     LEAST,
     VALUE_SETS,
+    arguments,
+    environment,
     merged,
     of_kind,
     ray_pods,
@@ -113,6 +117,22 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "words for a number": ({"replicas": "two"}, "replicas"),
     "short key": ({"apiKey": {"value": "secret"}}, "apiKey"),
     "key as an argument": ({"engine": {"extraArgs": ["--api-key=x"]}}, "extraArgs"),
+    "key as an argument with an underscore": (
+        {"engine": {"extraArgs": ["--api_key=x"]}},
+        "extraArgs",
+    ),
+    "plugin's settings as an argument": (
+        {"engine": {"extraArgs": ["--additional-config.parallel_think.profile=off"]}},
+        "extraArgs",
+    ),
+    "a control character": ({"affinity": {"nodeAffinity": "\x7f"}}, "control character"),
+    "a model like a flag": ({"model": {"name": "--port=1"}}, "model"),
+    "the selector's label": ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app."),
+    "the release's label": (
+        {"monitoring": {"dashboard": {"labels": {"app.kubernetes.io/instance": "x"}}}},
+        "monitoring.dashboard.labels: app.",
+    ),
+    "the key's checksum": ({"podAnnotations": {"checksum/api-key": "x"}}, "podAnnotations: check"),
     "key as plain environment": ({"engine": {"env": {"VLLM_API_KEY": "x"}}}, "VLLM_API_KEY"),
     "a limit without memory": ({"resources": {"limits": {"memory": None}}}, "memory"),
     "an open registry tag": ({"image": {"tag": "a b"}}, "tag"),
@@ -145,19 +165,35 @@ def test_schema_and_plugin_allow_the_same() -> None:
                 ServerOptions.parse({key: value})
 
 
-def arguments(manifests: list[dict[str, Any]]) -> list[str]:
-    """Return the arguments of `vllm serve`."""
-    return of_kind(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+def parsed_by_vllm(manifests: list[dict[str, Any]]) -> Namespace:
+    """Return what `vllm serve` reads from the container's arguments."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = cli_args().make_arg_parser(FlexibleArgumentParser())
+    return parser.parse_args(arguments(manifests))
 
 
 def test_vllm_and_the_plugin_read_the_arguments(manifests: list[dict[str, Any]]) -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(manifests))
+    parsed = parsed_by_vllm(manifests)
     assert parsed.port == 8000
     assert parsed.shutdown_timeout >= 60
     ServerOptions.parse(parsed.additional_config["parallel_think"])
+
+
+def test_text_reaches_vllm_and_the_plugin_as_it_was_written() -> None:
+    values = VALUE_SETS["words"]
+    parsed = parsed_by_vllm(render(values))
+    assert parsed.model_tag == values["model"]["name"]
+    assert parsed.served_model_name == [values["model"]["servedName"]]
+    options = ServerOptions.parse(parsed.additional_config["parallel_think"])
+    assert options.vote_pattern == values["parallelThink"]["vote_pattern"]
+
+
+def test_a_variable_replaces_the_chart_s_own() -> None:
+    given = {"HF_HOME": "/models/hub", "HOME": ""}
+    shown = environment(render(merged(LEAST, {"engine": {"env": given}})))
+    assert given.items() <= shown.items()
+    assert shown["XDG_CACHE_HOME"] == environment(render(LEAST))["XDG_CACHE_HOME"]
 
 
 def test_a_pod_has_time_to_finish_its_groups(manifests: list[dict[str, Any]]) -> None:
