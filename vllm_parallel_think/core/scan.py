@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import OptionError
+from .names import NameReader, PathName
 from .profile import Forced, Profile, Tag
 
 
@@ -27,15 +28,6 @@ class Vocabulary(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text without adding special tokens around it."""
-
-
-@dataclass(frozen=True)
-class PathName:
-    """Name of a path and, where the grammar has them, its title and the number of its tag."""
-
-    name: str
-    title: str = ""
-    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,19 +151,24 @@ class Scanner:
         self._ends = ends
         self._max_names = max_names
         self._forks = forks
-        self._names = re.compile(self._rule.names) if self._rule.names is not None else None
+        self._names: NameReader | None = None
+        if forks and self._rule.names is not None:
+            self._names = NameReader(re.compile(self._rule.names), max_names)
         self._longest_tag = max(len(tag) for tag in self._tags())
         self._num_tokens = 0
         self._inner_paths = 0
         self._opened = False
-        self._start_block()
-        self._text = seed
+        self._text = ""
+        """The end of the text, as long as the longest tag."""
+        self._start_block(seed)
 
     def feed(self, token_id: int) -> Event | None:
         """Take the next sampled token; return what it completed, if anything."""
         piece = self._completed_by(token_id)
-        text = self._text = self._text + piece
+        text = self._text + piece
         self._num_tokens += 1
+        if self._names is not None:
+            self._names.feed(piece)
 
         def end_of(tag: Tag | None) -> int:
             """Where a tag that this token completes ends in the text; 0 if it completes none."""
@@ -181,10 +178,11 @@ class Scanner:
             return at + len(tag) if at >= 0 else 0
 
         self._opened = self._opened or end_of(self._rule.open) > 0
-        if begin := end_of(self._rule.names_after):
-            self._text, self._reads_names = text[begin:], True
-        if not self._reads_names:
-            self._text = text[max(0, len(text) - self._longest_tag) :]
+        begin = end_of(self._rule.names_after)
+        if begin and self._names is not None:
+            self._names.start(text[begin:])
+        # No tag is longer, and what was in front of the names is none of theirs.
+        self._text = text[max(begin, len(text) - self._longest_tag) :]
         # Ends first, as a grammar may fork and end paths by the same text.
         if end_of(self._inner_open):
             self._inner_paths += 1
@@ -195,7 +193,7 @@ class Scanner:
         if not self._forks:
             return None
         if any(map(end_of, self._rule.trigger)):
-            seen = ForkSeen(self._read_names(self._text), self._opened)
+            seen = ForkSeen(self._read_names(), self._opened)
             if self._rule.names_after is not None:
                 self._start_block()
             return seen
@@ -219,47 +217,41 @@ class Scanner:
         for tag in (*rule.trigger, rule.open, rule.names_after, self._inner_open, *self._ends):
             yield tag if isinstance(tag, str) else ""
 
-    def _start_block(self) -> None:
+    def _start_block(self, text: str = "") -> None:
         """Forget what was opened: the next fork needs an opening and names of its own."""
         self._opened = self._rule.open is None
-        self._reads_names = (
-            self._forks and self._names is not None and self._rule.names_after is None
-        )
-        self._text = ""
+        self._text = text[max(0, len(text) - self._longest_tag) :]
+        if self._names is not None:
+            self._names.stop()
+            if self._rule.names_after is None:
+                self._names.start(text)
 
     def stop_forks(self) -> None:
         """Look for the branch's end only, from now on."""
-        self._forks = self._reads_names = False
+        self._forks = False
+        self._names = None
 
     def at_end(self) -> ForkSeen | None:
         """Return the fork that an end-of-sequence token stands for, if the grammar has that."""
         if not self._rule.on_end or not self._forks:
             return None
-        names = self._read_names(self._text)
+        names = self._read_names()
         return ForkSeen(names, self._opened) if len(names) >= 2 else None
 
     def _outline_is_full(self, piece: str) -> ForkSeen | None:
         rule = self._rule
         over = rule.max_outline_tokens is not None and self._num_tokens >= rule.max_outline_tokens
-        # Names are complete at the end of a line; looking at every token would cost ever more.
+        # Names are complete at the end of a line.
         at_limit = self._num_tokens == rule.max_outline_tokens
         if not at_limit and not ("\n" in piece and (over or rule.when_full)):
             return None
-        names = self._read_names(self._text[: self._text.rfind("\n") + 1])
+        names = self._read_names(whole_lines=True)
         if len(names) >= 2 and (over or len(names) >= self._max_names):
             return ForkSeen(names[: self._max_names], self._opened)
         return None
 
-    def _read_names(self, text: str) -> tuple[PathName, ...]:
-        """Return the distinct path names in order of appearance."""
-        if self._names is None:
+    def _read_names(self, *, whole_lines: bool = False) -> tuple[PathName, ...]:
+        """Return the distinct path names of the block, in order of appearance."""
+        if self._rule.names is None:
             return self._grammar.numbered(self._rule.num_paths or 0)
-        if not self._reads_names:
-            return ()
-        found: dict[str, PathName] = {}
-        for match in self._names.finditer(text):
-            titled = self._names.groups >= 2
-            title = (match[2] or "").replace("*", "").strip() if titled else ""
-            if match[1] and (title or not titled):
-                found.setdefault(match[1], PathName(match[1], title))
-        return tuple(found.values())
+        return self._names.read(whole_lines=whole_lines) if self._names is not None else ()
