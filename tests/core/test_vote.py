@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import re
+import time
 
 import pytest
 from player import EOS, STOP, Player
+from vocabularies import Pieces
 
 from vllm_parallel_think.core.exchange import Finish
-from vllm_parallel_think.core.vote import Vote, extract, vote
+from vllm_parallel_think.core.vote import (
+    PATTERN_CHARACTERS,
+    SHOWN_CHARACTERS,
+    VOTE_TOKENS,
+    Vote,
+    extract,
+    vote,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +44,73 @@ def test_the_operators_pattern_comes_first():
     assert extract(r"Answer: A, no, Answer: B \boxed{3}", pattern) == "B"
     assert extract(r"\boxed{3}", pattern) == "3"
     assert extract("Answer: 5", re.compile("Answer: [0-9]")) == "Answer: 5"
+
+
+def boxed_by_counting(text: str) -> str | None:
+    """Return the last complete box by the definition, at the cost of the text's square."""
+    for start in reversed([m.end() for m in re.finditer(r"\\boxed\{", text)]):
+        depth = 1
+        for index in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
+            if not depth:
+                return text[start:index]
+    return None
+
+
+def test_boxes_are_those_of_the_definition():
+    rng = random.Random(7)
+    for _ in range(3000):
+        text = "".join(rng.choices([r"\boxed{", "{", "}", "a", "b"], k=rng.randrange(12)))
+        assert extract(text) == (boxed_by_counting(text) or None), text
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\boxed{", r"\boxed{a}", "{", "}", "1,", "1.", "-", r"\boxed{}"]
+)
+def test_a_million_characters_cost_what_their_number_says(piece):
+    def seconds(num_characters: int) -> float:
+        text = piece * (num_characters // len(piece))
+        start = time.process_time()
+        extract(text)
+        return time.process_time() - start
+
+    quarter = min(seconds(250_000) for _ in range(2))
+    assert seconds(1_000_000) < 4 * 3 * quarter + 0.05
+
+
+def test_a_pattern_sees_the_end_of_a_text_only():
+    pattern = re.compile(r"Answer: (\w+)")
+    tail = " " * (PATTERN_CHARACTERS - len("Answer: A"))
+    assert extract("Answer: A" + tail, pattern) == "A"
+    assert extract("Answer: A" + tail + " ", pattern) is None
+
+
+class CountingPieces(Pieces):
+    """Counts tokens whose text is asked for together."""
+
+    longest = 0
+
+    def text(self, token_ids):
+        self.longest = max(self.longest, len(token_ids))
+        return super().text(token_ids)
+
+
+def test_only_the_end_of_an_answer_is_decoded():
+    vocabulary = CountingPieces(".")
+    scripts = {f"0.0/{n}.0": "1 " * 8_000 + "5" for n in range(3)}
+    limits = {"max_tokens": 30_000, "index_blocks": 50_000}
+    player = play(scripts, num_paths=3, vocabulary=vocabulary, num_chunk=500, **limits).run()
+    assert player.summary["votes"]["counts"] == {"5": 3}
+    assert vocabulary.longest == VOTE_TOKENS
+
+
+def test_very_long_answers_are_told_apart_and_shown_cut():
+    long = "x" * 5000
+    found = vote(
+        [rf"\boxed{{{long}1}}", rf"\boxed{{{long}2}}", rf"\boxed{{{long}2}}", r"\boxed{7}"]
+    )
+    shown = "x" * SHOWN_CHARACTERS + "…"
+    assert found == Vote(1, shown, {shown: 3, "7": 1})
 
 
 def test_majority_and_ties():

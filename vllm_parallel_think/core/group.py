@@ -21,7 +21,7 @@ from .profile import Forced
 from .room import Room
 from .scan import BranchEnd, ForkSeen, Grammar, PathName
 from .visible import VisibleText
-from .vote import Vote, vote
+from .vote import VOTE_TOKENS, Vote, extract, majority
 
 _NOTHING: Any = object()
 
@@ -76,6 +76,8 @@ class Group(VisibleText):
         )
         self._last_of_prompt = list(prompt[-1:])
         self._outvoted: list[Node] = []
+        self._answers: dict[Node, str | None] = {}
+        """What independent answers that ended say."""
         self._vote: Vote | None = None
         if self._profile.fork.at_start:
             self._fork_at_start()
@@ -172,14 +174,15 @@ class Group(VisibleText):
         self._lane_stops[node.lane] = Finish(reason, stop_reason, apart=cause is Cause.EOS)
         self._num_cut += capped
         node.retired = node.lane.complete = True  # nobody will attend to it
+        ending = node.tokens[max(node.num_given, len(node.tokens) - VOTE_TOKENS) :]
+        text = self._grammar.vocabulary.text(ending)
+        self._answers[node] = extract(text, self._limits.vote_pattern)
         fork = node.lane.fork
         assert fork is not None
         if not all(lane.complete for lane in fork.lanes):
             return
         voters = [lane.nodes[-1] for lane in fork.lanes]
-        text = self._grammar.vocabulary.text
-        texts = [text(voter.tokens[voter.num_given :]) for voter in voters]
-        self._vote = vote(texts, self._limits.vote_pattern)
+        self._vote = majority([self._answers[voter] for voter in voters])
         winner = voters[self._vote.winner]
         self._outvoted = [voter for voter in voters if voter is not winner]
         self._order = [self.trunk, winner]
