@@ -9,7 +9,8 @@ from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutpu
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
-from .core.exchange import Emission, Finish
+from .core.exchange import Chunk, Emission, Finish
+from .core.graph import Node
 from .core.options import CONFIG_KEY
 
 LIVE_KEY = "parallel_think_live"
@@ -71,10 +72,23 @@ def merge(last: EngineCoreOutput, output: EngineCoreOutput) -> bool:
         return False
     if any(p.prefill_stats is not None or p.num_nans_in_logits for p in parts):
         return False
-    last.new_token_ids = last.new_token_ids + output.new_token_ids
+    # Every list of tokens here was made for its output: a sum would copy all of them again.
+    last.new_token_ids.extend(output.new_token_ids)
     last.finish_reason, last.stop_reason = output.finish_reason, output.stop_reason
     last.kv_transfer_params = output.kv_transfer_params or last.kv_transfer_params
     return True
+
+
+def hold_back(node: Node, output: EngineCoreOutput, branched: bool) -> None:
+    """Keep a branch's output until its turn; what waits already grows, if nothing is lost by it.
+
+    Its turn comes in one step, which must not have thousands of outputs to go through.
+    """
+    num_tokens = len(output.new_token_ids)
+    if branched and node.outbox and merge(node.outbox[-1].payload, output):
+        num_tokens += node.outbox[-1].num_tokens
+        output = node.outbox.pop().payload
+    node.outbox.append(Chunk(num_tokens, output))
 
 
 def failed(root: Request, message: str, summary: dict[str, Any] | None) -> EngineCoreOutput:

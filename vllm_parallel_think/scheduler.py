@@ -27,7 +27,7 @@ from vllm.v1.request import Request, RequestStatus
 from . import delivery
 from .branches import branch_request
 from .core.errors import OptionError
-from .core.exchange import Cause, Chunk, Limits, Verdict
+from .core.exchange import Cause, Limits, Verdict
 from .core.graph import Kind, Node, State
 from .core.group import Group
 from .core.hogwild.group import HogwildGroup
@@ -493,7 +493,7 @@ class GroupSchedulerMixin(LockStepMixin):
                     continue
                 touched[branch.family] = None
                 if output.new_token_ids:
-                    branch.node.outbox.append(Chunk(len(output.new_token_ids), output))
+                    delivery.hold_back(branch.node, output, branch.family.group.branched)
                 elif output.prefill_stats is not None and branch.request is branch.family.root:
                     branch.family.first_output = output
                 if output.finished:
@@ -512,8 +512,8 @@ class GroupSchedulerMixin(LockStepMixin):
         for node in group.take_cut():
             self._cut(family, node)
         if not family.parked and family.num_changes_seen != group.num_changes:
-            for node in group.nodes:
-                if node.retired and node.sealed:
+            for node in group.take_retired():
+                if node.sealed:
                     self._ledger.release(node)
                     group.sealed(node, kept=False)
             self._submit_ready(family)
@@ -523,9 +523,9 @@ class GroupSchedulerMixin(LockStepMixin):
         # The front end looks for stop strings: any output may turn out to be the last one.
         may_end = bool(family.root.sampling_params and family.root.sampling_params.stop)
         for emission in group.release():
-            if summary is None:
-                summary, live = group.summary(), group.live_view()
             final = emission.finish is not None
+            if summary is None and (group.branched or final or may_end):
+                summary, live = group.summary(), group.live_view()
             if not group.branched and emission.payload is not None:
                 output = emission.payload
                 if final or may_end:

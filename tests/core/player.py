@@ -162,8 +162,8 @@ class Player:
             group.end(node, Cause.CUT)
             self.running.remove(node)
             group.sealed(node, kept=True)
-        for node in group.nodes:
-            if node.retired and node.sealed:
+        for node in group.take_retired():
+            if node.sealed:
                 group.sealed(node, kept=False)
         for node in group.ready():
             assert all(seen.sealed for seen in node.prefix), "starts in front of its prefix"

@@ -57,6 +57,7 @@ class Node:
         num_after: How many tokens at the end stand behind the tag that ended the branch.
         critical_before: Sampled tokens on the longest chain in front of this node.
         limit: Most tokens this node may sample; ``None`` leaves that to vLLM.
+        place: Number of the node among those of its lane.
         sealed: Whether all own tokens are in the KV cache and held by the group.
         computing: Whether a request is computing the lost K/V of a finished node again.
         parked: Whether the node's request waits outside the queues for its prefix.
@@ -81,6 +82,7 @@ class Node:
     scanner: Scanner | None
     num_pending: int = 0
     num_after: int = 0
+    place: int = 0
     state: State = State.WAITING
     sealed: bool = False
     computing: bool = False
@@ -114,7 +116,7 @@ class Node:
     @property
     def address(self) -> str:
         """Place in the tree, the same whatever the order of events: lanes and nodes by number."""
-        return f"{self.lane.address}.{self.lane.nodes.index(self)}"
+        return f"{self.lane.address}.{self.place}"
 
     @property
     def forced_visible(self) -> list[int]:
@@ -161,6 +163,16 @@ class Lane:
     completed_at: float | None = None
     fork: Fork | None = None
     """The fork that opened this lane; ``None`` for the trunk."""
+    _num_counted: int = 0
+    _num_sampled: int = 0
+
+    @property
+    def num_sampled(self) -> int:
+        """Sampled tokens of all nodes; only the last one still grows."""
+        for node in self.all_nodes[self._num_counted : -1]:
+            self._num_sampled += node.num_sampled
+            self._num_counted += 1
+        return self._num_sampled + self.all_nodes[-1].num_sampled
 
     @property
     def path(self) -> PathName:

@@ -20,6 +20,7 @@ from .options import RequestOptions
 from .profile import Forced
 from .room import Room
 from .scan import BranchEnd, ForkSeen, Grammar, PathName
+from .tally import Tally
 from .visible import VisibleText
 from .vote import VOTE_TOKENS, Vote, extract, majority
 
@@ -48,6 +49,10 @@ class Group(VisibleText):
         self._concluded = False
         self.fallbacks: Counter[str] = Counter()
         self._num_nodes = 0
+        self._tally = Tally()
+        self._unsettled: dict[Node, None] = {}
+        """Nodes that may need a request now or later."""
+        self._retired: list[Node] = []
         self._num_forks = 0
         self._num_paths = 0
         self._widest = 1
@@ -89,6 +94,7 @@ class Group(VisibleText):
         if node.state is State.DROPPED:  # by another branch of the same engine step
             return Verdict.END
         node.tokens.append(token)
+        self._tally.fed(node)
         if node.first_at is None:
             node.first_at = self._limits.clock()
         event = node.scanner.feed(token) if node.scanner is not None else None
@@ -193,6 +199,8 @@ class Group(VisibleText):
         node.sealed = kept
         node.computing = False
         self.num_changes += 1
+        if not kept:
+            self._unsettled[node] = None
 
     def take_dropped(self) -> list[Node]:
         """Return branches that nobody will see, each once; their requests are of no more use.
@@ -201,10 +209,9 @@ class Group(VisibleText):
         client's budget: fronts only grow, so dropping it changes no visible token.
         """
         limit = self._limits.max_tokens
-        known = sum(n.num_visible for n in self._order)
-        if self.branched and known >= limit and not self._options.vote:
-            before = 0
-            for node in self._order:
+        if self.branched and self._tally.num_visible >= limit and not self._options.vote:
+            before = self._num_passed
+            for node in self._order[self._cursor :]:
                 before += node.num_visible
                 if before >= limit and node.state is not State.DONE:
                     self._drop(node)
@@ -239,11 +246,16 @@ class Group(VisibleText):
         """Return nodes that need a request now: new branches, and lost K/V to compute again."""
         if self.finish is not None:
             return []
-        return [
-            node
-            for node in self._order
-            if self._needs_request(node) and all(seen.sealed for seen in node.prefix)
-        ]
+        for node in [node for node in self._unsettled if _is_settled(node)]:
+            del self._unsettled[node]
+        waiting = filter(self._needs_request, self._unsettled)
+        ready = [node for node in waiting if all(seen.sealed for seen in node.prefix)]
+        return sorted(ready, key=self._order.index) if len(ready) > 1 else ready
+
+    def take_retired(self) -> list[Node]:
+        """Return nodes that nobody will attend to any more, each once; some may be held."""
+        retired, self._retired = self._retired, []
+        return retired
 
     def started(self, node: Node) -> None:
         """Take note that a node returned by :meth:`ready` has its request."""
@@ -318,10 +330,7 @@ class Group(VisibleText):
 
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
-        nodes = [*self._order, *self._outvoted]
-        sampled = sum(n.num_sampled for n in nodes)
-        forced = sum(len(n.forced_visible) for n in nodes)
-        critical = max((n.critical_before + n.num_sampled for n in nodes), default=0)
+        sampled, critical = self._tally.num_sampled, self._tally.critical
         return {
             "profile": self._profile.name,
             "join": self._join_mode,
@@ -330,7 +339,7 @@ class Group(VisibleText):
             "widest_fork": self._widest,
             "depth": self._deepest,
             "generated_tokens": sampled,
-            "forced_tokens": forced,
+            "forced_tokens": self._tally.num_forced,
             "critical_path_tokens": critical,
             "parallelism_ratio": round(sampled / critical, 4) if critical else 1.0,
             "reused_kv_tokens": self._num_reused,
@@ -387,7 +396,7 @@ class Group(VisibleText):
         used = node.end - self._prompt_len
         if self._profile.path.stride:
             # Positions run ahead of tokens; all forks are the trunk's, so nothing runs beside it.
-            used = sum(seen.num_visible for seen in self._order)
+            used = self._tally.num_visible
         left = self._limits.max_tokens - used
         if left < max(rule.min_tokens_left, count):
             return "max_tokens"
@@ -413,7 +422,10 @@ class Group(VisibleText):
     ) -> None:
         """Compute what an ended node lacks (its last token, a tag, a separator), then go on."""
         tail = self._grammar.forced(after)
-        given = [*([node.tokens.pop()] if pending else []), *close, *tail]
+        given = [*close, *tail]
+        if pending:
+            given.insert(0, node.tokens.pop())
+            self._tally.taken_back()
         if not given:
             self._follow_tag(node, ending)
             return
@@ -426,8 +438,8 @@ class Group(VisibleText):
             num_hidden=0,
             critical_before=node.critical_before + node.num_sampled,
             after=node,
+            num_pending=int(pending),
         )
-        closing.num_pending = int(pending)
         closing.num_after = len(tail)
         if ending is not None:
             self._ending[closing] = ending
@@ -512,6 +524,7 @@ class Group(VisibleText):
             start, copies = parent.end, [t for n in inner for t in n.tokens[n.num_hidden :]]
             for node in inner:
                 node.retired = True
+            self._retired += inner
         parent.lane.all_nodes.extend(inner)
         self._add_node(
             Kind.CONCLUSION,
@@ -542,6 +555,7 @@ class Group(VisibleText):
         num_hidden: int,
         critical_before: int,
         after: Node | None,
+        num_pending: int = 0,
     ) -> Node:
         scanner = None
         if kind is not Kind.CLOSE and not self._options.vote:
@@ -569,9 +583,13 @@ class Group(VisibleText):
             critical_before=critical_before,
             limit=None,
             scanner=scanner,
+            num_pending=num_pending,
+            place=len(lane.nodes),
         )
         self._num_nodes += 1
-        node.limit = self._room.limit(node, sum(n.num_visible for n in self._order))
+        node.limit = self._room.limit(node, self._tally.num_visible)
+        self._tally.add(node)
+        self._unsettled[node] = None
         lane.nodes.append(node)
         lane.all_nodes.append(node)
         self._order.insert(0 if after is None else self._order.index(after) + 1, node)
@@ -596,3 +614,8 @@ class Group(VisibleText):
         if done and node is node.lane.nodes[-1] and node.lane in self._lane_stops:
             return self._lane_stops[node.lane]
         return super()._finish_behind(node)
+
+
+def _is_settled(node: Node) -> bool:
+    """Whether a node needs no request any more, unless its K/V is lost."""
+    return node.retired or node.state is State.DROPPED or (node.state is State.DONE and node.sealed)

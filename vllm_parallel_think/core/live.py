@@ -15,14 +15,15 @@ def show_path(lane: Lane, vocabulary: Vocabulary) -> dict[str, Any]:
     """Return where a path stands: counts, and how its text ends."""
     tail: list[int] = []
     for node in reversed(lane.all_nodes):
-        if (missing := LIVE_TOKENS - len(tail)) > 0:
-            first = max(node.num_given, len(node.tokens) - missing)
-            pending = node.tokens[node.num_hidden : node.num_hidden + node.num_pending]
-            tail = pending + node.tokens[first:] + tail
+        if (missing := LIVE_TOKENS - len(tail)) <= 0:
+            break
+        first = max(node.num_given, len(node.tokens) - missing)
+        pending = node.tokens[node.num_hidden : node.num_hidden + node.num_pending]
+        tail = pending + node.tokens[first:] + tail
     return {
         "path": lane.name,
         "title": lane.title,
-        "tokens": sum(node.num_sampled for node in lane.all_nodes),
+        "tokens": lane.num_sampled,
         "done": lane.complete,
         "tail": vocabulary.text(tail[-LIVE_TOKENS:]).strip("\ufffd"),
     }

@@ -21,6 +21,8 @@ class VisibleText:
         self._order: list[Node] = []
         self._dropped: list[Node] = []
         self._cursor = 0
+        self._num_passed = 0
+        """Visible tokens of the nodes in front of the cursor."""
         self._entered = False
         self._num_emitted = 0
 
@@ -45,6 +47,7 @@ class VisibleText:
                 yield Emission(None, 0, (), finish)
             elif node.state is State.DONE and self._cursor + 1 < len(self._order):
                 self._cursor += 1
+                self._num_passed += node.num_visible
                 self._entered = False
             else:
                 return

@@ -51,6 +51,13 @@ class HogwildGroup(VisibleText):
         self.workers: list[Worker] = []
         self._num_nodes = 0
         self._num_reused = 0
+        self._num_seen = self._num_checked = 0
+        """Tokens of the prompt and of the history; steps of it whose K/V was found to be there."""
+        self._lost: list[Node] = []
+        self._num_settled = self._num_forced = 0
+        """Visible tokens in the order of the text, when their nodes came into it; forced ones."""
+        self._headers: list[Node] = []
+        self._answer_node: Node | None = None
         self._since_check = 0
         self._checks: Counter[str] = Counter()
         self._over = False
@@ -64,8 +71,8 @@ class HogwildGroup(VisibleText):
         self.trunk = self._add_node(Kind.TRUNK, lane, ANSWER, given, num_hidden=len(given))
         # Its one step computes the prompt; what that samples is of no use.
         self.trunk.state = State.CLOSING
-        self._order.append(self.trunk)
-        self._num_tokens = len(given)
+        self._append(self.trunk)
+        self._num_tokens = self._num_seen = len(given)
         self._num_hidden = self._num_tokens
         """Tokens of the prompt and of the headers, which are in the K/V but not in the answer."""
 
@@ -138,14 +145,15 @@ class HogwildGroup(VisibleText):
         node, cause = worker.node, worker.ended
         if node.tokens:
             self.history.append(node)
-        self._order.append(node)
+            self._num_seen += len(node.tokens)
+        self._append(node)
         worker.num_steps += 1
         worker.end_check("", self._checks)
         if cause in (Cause.CLOSED, Cause.EOS, Cause.STOP_TOKEN):
             self._complete(worker)
         if cause is not Cause.VERDICT and cause is not Cause.CLOSED:
             return cause is not Cause.LENGTH
-        return any(mark in worker.text for mark in self._script.recipe.answer.marks)
+        return worker.has_mark
 
     def _found(self, worker: Worker) -> None:
         """A worker has answered: what the others have not finished is of no more use."""
@@ -170,6 +178,8 @@ class HogwildGroup(VisibleText):
         node.computing = False
         self.num_changes += 1
         self.num_moves += 1
+        if not kept:
+            self._lost.append(node)
 
     def take_cut(self) -> list[Node]:
         """Return paths that must stop now: workers stop together, so there are none."""
@@ -204,33 +214,50 @@ class HogwildGroup(VisibleText):
     def live(self) -> dict[int, Node]:
         """Nodes that are being written, by role."""
         states = (State.LIVE, State.CLOSING)
-        return {
-            role: node
-            for node, role in self.roles.items()
-            if node.state in states and node is not self.trunk
-        }
+        return {self.roles[node]: node for node in self._newest if node.state in states}
+
+    @property
+    def _newest(self) -> list[Node]:
+        """Nodes that may still be written: headers, each worker's step and the answer."""
+        answer = [self._answer_node] if self._answer_node is not None else []
+        steps = sorted((worker.node for worker in self.workers), key=lambda node: node.index)
+        return [*self._headers, *steps, *answer]
 
     @property
     def headers(self) -> dict[int, Node]:
         """Headers whose K/V is there."""
-        return {r: n for n, r in self.roles.items() if r in (OTHERS, OWN) and n.sealed}
+        return {self.roles[node]: node for node in self._headers if node.sealed}
 
     def ready(self) -> list[Node]:
         """Return nodes that need a request now."""
         if self.finish is not None:
             return []
-        waiting = [node for node in self.roles if node.parked or node.state is State.WAITING]
-        seen = [self.trunk, *self.history] if waiting else []
-        if lost := [node for node in seen if not node.sealed]:
-            raise RuntimeError(f"K/V of node {lost[0].index} was lost")
+        waiting = [node for node in self._newest if node.parked or node.state is State.WAITING]
+        if waiting:
+            self._check_history()
         return waiting
+
+    def _check_history(self) -> None:
+        """Make sure that the K/V of all that a step sees is there."""
+        lost = [node for node in self._lost if node is self.trunk or node in self.history]
+        new = (
+            self.history[self._num_checked :] if self._num_checked else [self.trunk, *self.history]
+        )
+        if lost := [node for node in (*lost, *new) if not node.sealed]:
+            raise RuntimeError(f"K/V of node {lost[0].index} was lost")
+        self._lost.clear()
+        self._num_checked = len(self.history)
+
+    def take_retired(self) -> list[Node]:
+        """Return nodes that nobody will attend to any more: everybody sees all steps."""
+        return []
 
     def started(self, node: Node) -> None:
         """Take note that a node returned by :meth:`ready` has its request."""
         if node.state is State.WAITING:
             node.state = State.LIVE
             node.started_at = self._limits.clock()
-            self._num_reused += sum(len(seen.tokens) for seen in (self.trunk, *self.history))
+            self._num_reused += self._num_seen
         node.parked = False
         self.num_moves += 1
 
@@ -246,7 +273,7 @@ class HogwildGroup(VisibleText):
 
     def num_visible_until(self, node: Node) -> int:
         """Return how many visible tokens are settled, for the answer's least length."""
-        return sum(seen.num_visible for seen in self._order)
+        return self._num_settled
 
     def padded_prefix(self, node: Node) -> list[int]:
         """Return the token ids in front of a node's request: none, what it sees is told apart."""
@@ -273,7 +300,7 @@ class HogwildGroup(VisibleText):
 
     def summary(self) -> dict[str, Any]:
         """Return the request's figures, as plain values for the client."""
-        answer = sum(n.num_sampled for n, role in self.roles.items() if role == ANSWER)
+        answer = self._answer_node.num_sampled if self._answer_node is not None else 0
         sampled = sum(worker.num_sampled for worker in self.workers) + answer
         critical = max((worker.num_sampled for worker in self.workers), default=0) + answer
         return {
@@ -284,7 +311,7 @@ class HogwildGroup(VisibleText):
             "widest_fork": max(1, len(self.workers)),
             "depth": int(bool(self.workers)),
             "generated_tokens": sampled,
-            "forced_tokens": sum(len(node.forced_visible) for node in self._order),
+            "forced_tokens": self._num_forced,
             "critical_path_tokens": critical,
             "parallelism_ratio": round(sampled / critical, 4) if critical else 1.0,
             "reused_kv_tokens": self._num_reused,
@@ -319,7 +346,9 @@ class HogwildGroup(VisibleText):
             for role, tokens in ((OTHERS, self._script.others), (OWN, self._script.own)):
                 if tokens:
                     lane = self.trunk.lane
-                    self._add_node(Kind.CLOSE, lane, role, list(tokens), num_hidden=len(tokens))
+                    self._headers.append(
+                        self._add_node(Kind.CLOSE, lane, role, list(tokens), num_hidden=len(tokens))
+                    )
                     self._num_tokens += len(tokens)
         self._num_hidden = self._num_tokens + len(self._last_of_prompt)
         for number in range(self._num_workers):
@@ -346,18 +375,24 @@ class HogwildGroup(VisibleText):
         self._num_tokens += len(given)
         # The group ends a step itself; vLLM only needs a bound.
         node.limit = self._worker_tokens - worker.num_sampled
-        worker.begin_step()
+        worker.begin_step(self._script.recipe.answer.marks)
 
     def _answer(self, forced: list[int], most: int | None = None) -> None:
         self.num_changes += 1
         node = self._add_node(Kind.CONCLUSION, self.trunk.lane, ANSWER, list(forced), num_hidden=0)
         self._num_tokens += len(forced)
-        visible = sum(seen.num_visible for seen in self._order)
-        left = self._limits.max_tokens - visible - len(forced)
+        left = self._limits.max_tokens - self._num_settled - len(forced)
         room = self._context - self._num_tokens
         node.limit = max(1, min(left, room, most or left))
         node.critical_before = max(worker.num_sampled for worker in self.workers)
+        self._answer_node = node
+        self._append(node)
+
+    def _append(self, node: Node) -> None:
+        """Put a node behind all others in the text."""
         self._order.append(node)
+        self._num_settled += node.num_visible
+        self._num_forced += len(node.forced_visible)
 
     @property
     def _context(self) -> int:
@@ -392,6 +427,7 @@ class HogwildGroup(VisibleText):
             critical_before=critical,
             limit=None,
             scanner=None,
+            place=len(lane.nodes),
         )
         self._num_nodes += 1
         lane.nodes.append(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from ..exchange import Cause
 from ..graph import Lane, Node
@@ -24,8 +25,13 @@ class Worker:
         self.lane = lane
         self.num_steps = 0
         self.num_sampled = 0
-        self.text = ""
-        """What it sampled in this step: a mark or a check's answer may be in it."""
+        self.has_mark = False
+        """Whether it wrote a mark of the answer in this step."""
+        self._marks: tuple[str, ...] = ()
+        self._check = ""
+        """What it has answered to a check so far."""
+        self._text = ""
+        """The end of what it sampled in this step: a mark may be begun in it."""
         self.checked = False
         """Whether this step began with a check whose answer is not known yet."""
         self.carry: int | None = None
@@ -40,10 +46,16 @@ class Worker:
         """The step being written, or the last one."""
         return self.lane.nodes[-1]
 
-    def begin_step(self) -> None:
-        """Forget what the last step left: its carried token is in the new one."""
+    def begin_step(self, marks: Sequence[str]) -> None:
+        """Forget what the last step left: its carried token is in the new one.
+
+        Args:
+            marks: Texts that show that the new step holds the answer.
+
+        """
         self.carry = None
-        self._step, self.text = StepText(), ""
+        self._step, self._text = StepText(), ""
+        self._marks, self.has_mark = tuple(marks), False
 
     def reads(self, token: int, script: Script, checks: Counter[str]) -> bool:
         """Read a sampled token; return whether it ends the step.
@@ -55,9 +67,9 @@ class Worker:
 
         """
         piece = script.vocabulary.piece(token)
-        self.text += piece
+        self._look_for_marks(piece)
         if self.checked:
-            self._read_check(checks)
+            self._read_check(piece, checks)
         rules = script.recipe.workers
         sampled = self.node.num_sampled - self.node.num_pending
         if rules.max_step_tokens is not None and sampled >= rules.max_step_tokens:
@@ -65,8 +77,15 @@ class Worker:
         by_text = self._step.feed(piece)
         return token in script.ends if script.ends else by_text
 
-    def _read_check(self, checks: Counter[str]) -> None:
-        words = self.text.lower().replace("*", " ").split()
+    def _look_for_marks(self, piece: str) -> None:
+        text = self._text + piece
+        self.has_mark = self.has_mark or any(mark in text for mark in self._marks)
+        longest = max(map(len, self._marks), default=1)
+        self._text = text[max(0, len(text) - longest + 1) :]
+
+    def _read_check(self, piece: str, checks: Counter[str]) -> None:
+        self._check += piece
+        words = self._check.lower().replace("*", " ").split()
         first = words[0].strip(".,:;!\"'()[]") if words else ""
         if first in ANSWERS or len(words) > 1 or self.node.num_sampled >= CHECK_TOKENS:
             self.end_check(first, checks)
@@ -76,3 +95,4 @@ class Worker:
         if self.checked:
             checks[word if word in ANSWERS else "no"] += 1
             self.checked = False
+            self._check = ""

@@ -1,0 +1,41 @@
+"""Sums over all nodes of a request, kept as they grow: a step does not walk over the nodes."""
+
+from __future__ import annotations
+
+from .graph import Node
+
+
+class Tally:
+    """What a request has written so far.
+
+    Attributes:
+        num_visible: Tokens the client sees, or will see.
+        num_sampled: Sampled tokens.
+        num_forced: Tokens the client sees that nobody sampled.
+        critical: Sampled tokens on the longest chain.
+
+    """
+
+    def __init__(self) -> None:
+        self.num_visible = self.num_sampled = self.num_forced = self.critical = 0
+
+    def add(self, node: Node) -> None:
+        """Take note of a new node with its given tokens."""
+        self.num_visible += node.num_visible
+        self.num_sampled += node.num_sampled
+        self.num_forced += node.num_given - node.num_hidden - node.num_pending
+        self._reach(node)
+
+    def fed(self, node: Node) -> None:
+        """Take note that a node's last token was sampled."""
+        self.num_visible += 1
+        self.num_sampled += 1
+        self._reach(node)
+
+    def taken_back(self) -> None:
+        """Take note that a sampled token left its node, to be given to the one behind it."""
+        self.num_visible -= 1
+        self.num_sampled -= 1
+
+    def _reach(self, node: Node) -> None:
+        self.critical = max(self.critical, node.critical_before + node.num_sampled)
