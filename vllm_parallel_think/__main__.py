@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .core.errors import OptionError
+from .core.errors import OptionError, quoted
 from .core.hogwild.recipe import Recipe
 from .core.profile import builtin_profiles, load_profile
 from .core.scan import Vocabulary
@@ -22,7 +22,7 @@ from .vocabulary import TokenizerVocabulary
 def _tokenizer(folder: str) -> TokenizerVocabulary:
     """Load the tokenizer of a folder."""
     if not Path(folder).is_dir():
-        raise OptionError(f"--tokenizer {folder!r} is not a folder")
+        raise OptionError(f"--tokenizer {quoted(folder)} is not a folder")
     from transformers import AutoTokenizer
 
     return TokenizerVocabulary(AutoTokenizer.from_pretrained(folder, local_files_only=True))
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         profile = load_profile(options.profile)
         if isinstance(profile, Recipe):
-            raise OptionError(f"profile {profile.name!r} has workers; a trace needs one with paths")
+            raise OptionError(
+                f"profile {quoted(profile.name)} has workers; a trace needs one with paths"
+            )
         text = _read(options.file)
         vocabulary: Vocabulary | None = _tokenizer(options.tokenizer) if options.tokenizer else None
         counted_by = f"those of {options.tokenizer}" if options.tokenizer else PIECE_RULE

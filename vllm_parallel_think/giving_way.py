@@ -11,6 +11,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from .core.errors import shortened
 from .core.hogwild.group import HogwildGroup
 from .families import Family, FamilyTable
 from .ledger import BlockLedger
@@ -66,7 +67,7 @@ class GivingWayMixin(Scheduler):
         """Let one request fail at the end of the step: a fault in it must not end the engine."""
         logger.error("request %s failed", family.root.request_id, exc_info=error)
         # What comes after a first fault is most often its consequence.
-        family.error = family.error or f"internal error: {error!r}"
+        family.error = family.error or f"internal error: {shortened(repr(error), 500)}"
 
     def _keep_going(self, output: SchedulerOutput) -> None:
         """See to it that the next step can do something, if this one could do nothing."""

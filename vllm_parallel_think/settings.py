@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from .core.errors import OptionError
+from .core.errors import OptionError, quoted
 from .core.hogwild.recipe import Recipe
 from .core.options import CONFIG_KEY, ServerOptions
 from .core.profile import Profile, builtin_profiles, load_profile
@@ -57,7 +57,7 @@ class Settings:
         taken = profiles.get(profile.name)
         if profile.name == "off" or (taken is not None and taken != profile):
             raise OptionError(
-                f"profile {path}: the name {profile.name!r} is taken; choose another one"
+                f"profile {path}: the name {quoted(profile.name)} is taken; choose another one"
             )
         profiles[profile.name] = profile
         return profile.name

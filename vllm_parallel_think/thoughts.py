@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .core.errors import OptionError
+from .core.errors import OptionError, quoted, shortened
 
 TENSOR = "thought_embeddings"
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""Types whose values are vectors as they stand: FP8 ones lack their scale."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,28 @@ def check_file(file: str, shape: ThoughtShape) -> int:
         OptionError: Says what is wrong with the file, and what fits.
 
     """
-    where = f"thought_embeddings {file!r}"
-    if not Path(file).is_file():
-        raise OptionError(f"{where}: there is no such file")
+    where = f"thought_embeddings {quoted(file)}"
+    found = dtype = None
     try:
+        if not Path(file).is_file():
+            raise OptionError(f"{where}: there is no such file")
         with safe_open(file, framework="pt") as opened:
-            found = opened.get_slice(TENSOR).get_shape() if TENSOR in opened.keys() else None  # noqa: SIM118
+            if TENSOR in opened.keys():  # noqa: SIM118
+                tensor = opened.get_slice(TENSOR)
+                found, dtype = tensor.get_shape(), tensor.get_dtype()
     except SafetensorError as error:
-        raise OptionError(f"{where}: not a safetensors file: {error}") from None
+        reason = shortened(str(error), 500)
+        raise OptionError(f"{where}: not a safetensors file: {reason}") from None
+    except OSError as error:
+        raise OptionError(f"{where} cannot be read: {error.strerror}") from None
     wanted = [shape.num_layers, shape.num_kv_heads * shape.head_dim]
     if found is None or len(found) != 3 or found[1:] != wanted or not found[0]:
         raise OptionError(
             f"{where}: expected a tensor {TENSOR!r} of shape [paths, {wanted[0]}, {wanted[1]}] for "
             f"this model, found {found}"
         )
+    if dtype not in DTYPES:
+        raise OptionError(f"{where}: the tensor must be of type {', '.join(DTYPES)}, found {dtype}")
     return int(found[0])
 
 

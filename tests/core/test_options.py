@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 import string
+from dataclasses import fields
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.options import RequestOptions, ServerOptions, parse_request
+from vllm_parallel_think.core.options import (
+    REQUEST_KEYS,
+    RequestOptions,
+    ServerOptions,
+    parse_request,
+)
 from vllm_parallel_think.core.profile import load_profile
 
 PROFILES = {name: load_profile(name) for name in ("multiverse", "npr", "parathinker")}
@@ -174,3 +180,70 @@ def test_other_profiles_have_no_use_for_them(name):
 def test_wrong_server_settings_for_them(raw, message):
     with pytest.raises(OptionError, match=re.escape(message)):
         ServerOptions.parse(raw)
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+HUGE = {
+    "long text": "x" * 100_000,
+    "lines": "a\nb" * 100,
+    "nested": nested(20_000),
+    "long list": ["y"] * 100_000,
+    "big number": 10**5000,
+    "object": {"k" * 100_000: 1},
+}
+
+
+@pytest.mark.parametrize("value", HUGE.values(), ids=HUGE)
+def test_errors_quote_no_more_of_a_value_than_a_line(value):
+    keys = [key for key in REQUEST_KEYS if key != "pt_vote"]
+    for key in keys:
+        with pytest.raises(OptionError) as caught:
+            parse_request(
+                {"parallel_think": "parathinker", key: value},
+                ServerOptions(judge={"rule": "judge"}),
+                PROFILES,
+                "multiverse",
+            )
+        assert len(str(caught.value)) < 800 and "\n" not in str(caught.value), key
+    for field in fields(ServerOptions):
+        if isinstance(value, str) and field.type == "str | None" and field.name != "vote_pattern":
+            continue
+        raw = {field.name: value}
+        with pytest.raises(OptionError) as caught:
+            load(raw)
+        assert len(str(caught.value)) < 800 and "\n" not in str(caught.value), field.name
+    with pytest.raises(OptionError) as caught:
+        ServerOptions.parse(value)
+    assert len(str(caught.value)) < 800
+
+
+def load(raw: dict[str, object]) -> None:
+    """Read settings as far as can be done without a model."""
+    options = ServerOptions.parse(raw)
+    for path in (*options.profiles, options.profile):
+        load_profile(path)
+    if options.vote_pattern is not None or options.judge is not None:
+        raise OptionError("fine")
+
+
+@pytest.mark.parametrize("key", ["pt_" + "x" * 100_000, "pt_\n\x1b"])
+def test_errors_show_unknown_keys_in_one_line(key):
+    with pytest.raises(OptionError, match="is unknown; allowed") as caught:
+        request({key: 1})
+    assert len(str(caught.value)) < 700 and str(caught.value).isprintable()
+    with pytest.raises(OptionError, match="unknown key") as caught:
+        ServerOptions.parse({key: 1})
+    assert len(str(caught.value)) < 700 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("pattern", ["(", 0, 3, [], "a{99999999999}", "(" * 5000])
+def test_patterns_that_are_none_are_refused(pattern):
+    with pytest.raises(OptionError, match="vote_pattern must be a regular expression") as caught:
+        ServerOptions.parse({"vote_pattern": pattern})
+    assert len(str(caught.value)) < 300

@@ -88,7 +88,7 @@ def test_lists_mix_text_and_token_ids_and_drop_empty_text():
         ("num_paths = 2", "numpaths = 2", "unknown key 'numpaths'; allowed: ["),
         ("num_paths = 2", "", "set exactly one of names and num_paths"),
         ("num_paths = 2", "num_paths = 2\nnames = '(a)'", "set exactly one of names and num_paths"),
-        ("num_paths = 2", "names = '('", "names is not a regular expression"),
+        ("num_paths = 2", "names = '('", "names must be a regular expression"),
         ("num_paths = 2", "names = 'a'", "names needs a group"),
         ('start = "<J>"', 'start = "<J>"\nend = 1.5', "[join], end: expected text or a token id"),
         ('start = "<J>"', 'start = "<J>"\nmode = "copy"', "mode must be 'kv' or 'reprefill'"),
@@ -146,3 +146,68 @@ def test_core_needs_neither_torch_nor_vllm():
 def test_values_without_a_meaning_are_refused(old, new, message):
     with pytest.raises(OptionError, match=re.escape(message)):
         parse_profile(GOOD.replace(old, new), "toy")
+
+
+@pytest.mark.parametrize("number", ["1_000_000_000", "65", "9" * 400])
+def test_a_billion_paths_are_refused(number):
+    for at_start in ("", "at_start = true\n"):
+        text = GOOD.replace("num_paths = 2", f"{at_start}num_paths = {number}")
+        text = text.replace('trigger = "<F>"\n', "" if at_start else 'trigger = "<F>"\n')
+        text = ("max_depth = 1\n" if at_start else "") + text
+        with pytest.raises(OptionError, match="num_paths must be at most 64, got") as caught:
+            parse_profile(text, "toy")
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "key", ["min_tokens_left", "max_outline_tokens", "[path] max_tokens", "[path] num_tags"]
+)
+def test_numbers_that_no_process_could_hold_are_refused(key):
+    table, _, own = key.rpartition(" ")
+    line = f"{own} = 99999999999\n"
+    place = 'end = "</P>"\n' if table else "num_paths = 2\n"
+    with pytest.raises(OptionError, match=f"{own} must be at most 2147483647"):
+        parse_profile(GOOD.replace(place, place + line), "toy")
+
+
+WORKERS = '[workers]\nnames = ["A", "B"]\nstep = "{name}:"\n[answer]\nforced = "="\n'
+
+
+@pytest.mark.parametrize("name", ["", "  ", r"a\nb", r"a\u0000", "x" * 65])
+def test_a_name_is_a_line(name):
+    message = "must be 1 to 64 characters without line breaks"
+    with pytest.raises(OptionError, match=f"name {message}"):
+        parse_profile(GOOD.replace('name = "toy"', f'name = "{name}"'), "toy")
+    recipe = 'name = "toy"\nsummary = "s"\n' + WORKERS
+    parse_profile(recipe, "toy")
+    with pytest.raises(OptionError, match=f"name {message}"):
+        parse_profile(recipe.replace('name = "toy"', f'name = "{name}"'), "toy")
+    with pytest.raises(OptionError, match=f"each of names {message}"):
+        parse_profile(recipe.replace('"B"', f'"{name}"'), "toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = " + "[" * 50_000, "nested too deeply"),
+        ("x = " + "9" * 5000, "not valid TOML"),
+        (GOOD.replace("num_paths = 2", "names = '" + "(" * 300 + "'"), "names must be a regular"),
+        (GOOD.replace("num_paths = 2", "names = '(a{99999999999})'"), "names must be a regular"),
+        (GOOD.replace('"<F>"', "[" + "[" * 400 + "]" * 401), "expected text or a token id"),
+        (GOOD.replace('"<F>"', "[{a = '" + "x" * 100_000 + "'}]"), "expected text or a token id"),
+        ("y" * 100_000 + " = 1\n" + GOOD, "unknown key"),
+    ],
+)
+def test_hostile_files_end_in_a_short_sentence(text, message):
+    with pytest.raises(OptionError, match=message) as caught:
+        parse_profile(text, "toy")
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_end_in_a_sentence(tmp_path):
+    for name in ("x" * 5000 + ".toml", "a\0.toml"):
+        with pytest.raises(OptionError, match=r"does not exist|cannot be read"):
+            load_profile(name)
+    (tmp_path / "dir.toml").mkdir()
+    with pytest.raises(OptionError, match="does not exist"):
+        load_profile(str(tmp_path / "dir.toml"))

@@ -122,6 +122,36 @@ def write_other(file: Path, name: str, num_layers: int, width: int) -> None:
     save_file({name: torch.zeros(4, num_layers, width)}, file)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fits"),
+    [
+        (torch.float32, True),
+        (torch.float16, True),
+        (torch.bfloat16, True),
+        (torch.float8_e4m3fn, False),
+        (torch.int64, False),
+        (torch.bool, False),
+    ],
+    ids=str,
+)
+def test_only_floating_point_vectors_of_two_bytes_and_more_are_taken(
+    dtype: torch.dtype, fits: bool, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from vllm_parallel_think.core.errors import OptionError
+    from vllm_parallel_think.thoughts import ThoughtShape, check_file
+
+    file = tmp_path / "vectors.safetensors"
+    save_file({"thought_embeddings": torch.zeros(4, 2, 64).to(dtype)}, file)
+    shape = ThoughtShape(num_layers=2, num_kv_heads=2, head_dim=32)
+    if fits:
+        assert check_file(str(file), shape) == 4
+        return
+    with pytest.raises(OptionError, match="must be of type F64, F32, F16, BF16, found"):
+        check_file(str(file), shape)
+
+
 def test_vectors_must_be_finite() -> None:
     from vllm_parallel_think.core.errors import OptionError
     from vllm_parallel_think.thoughts import ThoughtEmbeddings

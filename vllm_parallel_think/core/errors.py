@@ -7,3 +7,24 @@ class OptionError(Exception):
     Deliberately not a ``ValueError``: pydantic wraps those into pages of its own when they are
     raised while vLLM builds its configuration.
     """
+
+
+QUOTED_CHARACTERS = 80
+"""Of a value that an error quotes; who sent it knows the rest."""
+
+
+def quoted(value: object) -> str:
+    """Return a value as an error quotes it: whatever it is, in one short line."""
+    if isinstance(value, str) and len(value) > QUOTED_CHARACTERS:
+        return f"{value[:QUOTED_CHARACTERS]!r}… ({len(value)} characters)"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}…"
+
+
+def shortened(text: str, most: int = QUOTED_CHARACTERS) -> str:
+    """Return a text of somebody else's in one line, cut where it is very long."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from .errors import OptionError
+from .errors import OptionError, quoted, shortened
 from .hogwild.recipe import LAYOUTS, MAX_WORKERS, Layout, Recipe
-from .profile import Profile
+from .profile import MAX_PATHS_LIMIT, Profile, compiled
 
 CONFIG_KEY = "parallel_think"
 FLAG = "--additional-config '{\"parallel_think\": {...}}'"
 
-MAX_PATHS_LIMIT = 64
 MAX_DEPTH_LIMIT = 8
 
 
@@ -68,16 +66,20 @@ class ServerOptions:
 
         """
         if not isinstance(raw, Mapping):
-            raise OptionError(f"{FLAG}: expected an object, got {raw!r}")
+            raise OptionError(f"{FLAG}: expected an object, got {quoted(raw)}")
         allowed = [f.name for f in fields(cls)]
         if unknown := sorted(set(raw) - set(allowed)):
-            raise OptionError(f"{FLAG}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
+            raise OptionError(
+                f"{FLAG}: unknown key {quoted(unknown[0])}; allowed: {', '.join(allowed)}"
+            )
         values = dict(raw)
         if not isinstance(values.get("profile", ""), str):
-            raise OptionError(f"{FLAG}: profile must be a name, got {values['profile']!r}")
+            raise OptionError(f"{FLAG}: profile must be a name, got {quoted(values['profile'])}")
         extra = values.get("profiles", ())
         if not isinstance(extra, (list, tuple)) or not all(isinstance(p, str) for p in extra):
-            raise OptionError(f"{FLAG}: profiles must be a list of .toml paths, got {extra!r}")
+            raise OptionError(
+                f"{FLAG}: profiles must be a list of .toml paths, got {quoted(extra)}"
+            )
         values["profiles"] = tuple(extra)
         _number(values, "max_paths", 2, MAX_PATHS_LIMIT, FLAG)
         _number(values, "max_depth", 1, MAX_DEPTH_LIMIT, FLAG)
@@ -86,26 +88,22 @@ class ServerOptions:
         _number(values, "block_size", 1, 1024, FLAG, optional=True)
         thoughts = values.get("thought_embeddings")
         if thoughts is not None and not isinstance(thoughts, str):
-            raise OptionError(f"{FLAG}: thought_embeddings must be a path, got {thoughts!r}")
+            raise OptionError(f"{FLAG}: thought_embeddings must be a path, got {quoted(thoughts)}")
         pattern = values.get("vote_pattern")
-        try:
-            re.compile(pattern or "")
-        except (re.error, TypeError) as error:
-            raise OptionError(
-                f"{FLAG}: vote_pattern must be a regular expression: {error}"
-            ) from None
+        if pattern is not None:
+            compiled(pattern, f"{FLAG}: vote_pattern")
         fraction = values.get("held_kv_fraction", 0.9)
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-            raise OptionError(f"{FLAG}: held_kv_fraction must be a number, got {fraction!r}")
+            raise OptionError(f"{FLAG}: held_kv_fraction must be a number, got {quoted(fraction)}")
         if not 0 < fraction <= 1:
             raise OptionError(
-                f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {fraction}"
+                f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {quoted(fraction)}"
             )
         judge = values.get("judge")
         if judge is not None and not isinstance(judge, Mapping):
             raise OptionError(
                 f"{FLAG}: judge must be an object such as "
-                f'{{"rule": "judge", "weights": "judge.safetensors"}}, got {judge!r}'
+                f'{{"rule": "judge", "weights": "judge.safetensors"}}, got {quoted(judge)}'
             )
         return cls(**values)
 
@@ -219,12 +217,14 @@ def parse_request(
     """
     values = {key: value for key, value in (extra or {}).items() if is_ours(key)}
     if unknown := sorted(set(values) - set(REQUEST_KEYS)):
-        raise OptionError(f"vllm_xargs.{unknown[0]} is unknown; allowed: {', '.join(REQUEST_KEYS)}")
+        raise OptionError(
+            f"vllm_xargs.{shortened(unknown[0])} is unknown; allowed: {', '.join(REQUEST_KEYS)}"
+        )
     name = values.get("parallel_think", default)
     names = [*profiles, "off"]
     if not isinstance(name, str) or name not in names:
         raise OptionError(
-            f"vllm_xargs.parallel_think must be one of {', '.join(names)}; got {name!r}"
+            f"vllm_xargs.parallel_think must be one of {', '.join(names)}; got {quoted(name)}"
         )
     where = "vllm_xargs"
     _check_workers(values, name, profiles, server, no_workers)
@@ -234,7 +234,7 @@ def parse_request(
     _number(values, "pt_critical_tokens", 1, 2**31, where)
     join = values.get("pt_join")
     if join not in (None, "kv", "reprefill"):
-        raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {join!r}")
+        raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {quoted(join)}")
     live, votes = _flag(values, "pt_live"), _flag(values, "pt_vote")
     _check_at_start(values, name, profiles)
     _number(values, "pt_num_paths", 1, server.max_paths, where)
@@ -263,7 +263,7 @@ def parse_request(
 def _flag(values: Mapping[str, Any], key: str) -> bool:
     value = values.get(key, False)
     if value not in (0, 1) or not isinstance(value, int):
-        raise OptionError(f"vllm_xargs.{key} must be true or false; got {value!r}")
+        raise OptionError(f"vllm_xargs.{key} must be true or false; got {quoted(value)}")
     return bool(value)
 
 
@@ -281,29 +281,29 @@ def _check_workers(
             fitting = [known for known, found in profiles.items() if isinstance(found, Recipe)]
             raise OptionError(
                 f"vllm_xargs.{wrong[0]} needs a profile with workers ({', '.join(fitting)}); "
-                f"got {name!r}"
+                f"got {quoted(name)}"
             )
         return
     if no_workers is not None:
-        raise OptionError(f"vllm_xargs.parallel_think {name!r}: {no_workers}")
+        raise OptionError(f"vllm_xargs.parallel_think {quoted(name)}: {no_workers}")
     if wrong := [key for key in PATH_KEYS if key in values]:
         raise OptionError(
-            f"vllm_xargs.{wrong[0]} means nothing to the workers of {name!r}; allowed beside it: "
-            f"{', '.join(HOGWILD_KEYS)}"
+            f"vllm_xargs.{wrong[0]} means nothing to the workers of {quoted(name)}; allowed beside "
+            f"it: {', '.join(HOGWILD_KEYS)}"
         )
     most = min(MAX_WORKERS, server.max_paths, len(recipe.workers.names))
     _number(values, "pt_num_workers", 2, most, "vllm_xargs")
     if values.get("pt_num_workers", recipe.workers.num_workers) > most:
         raise OptionError(
-            f"vllm_xargs.pt_num_workers: {name!r} has {recipe.workers.num_workers} workers, this "
-            f"server allows {most} (max_paths); send fewer"
+            f"vllm_xargs.pt_num_workers: {quoted(name)} has {recipe.workers.num_workers} workers, "
+            f"this server allows {most} (max_paths); send fewer"
         )
     _number(values, "pt_check_every", 0, 2**31, "vllm_xargs")
     _number(values, "pt_worker_tokens", 1, 2**31, "vllm_xargs")
     layout = values.get("pt_layout", LAYOUTS[0])
     if layout not in LAYOUTS:
         raise OptionError(
-            f"vllm_xargs.pt_layout must be one of {', '.join(LAYOUTS)}; got {layout!r}"
+            f"vllm_xargs.pt_layout must be one of {', '.join(LAYOUTS)}; got {quoted(layout)}"
         )
 
 
@@ -321,7 +321,7 @@ def _check_at_start(
         fitting = [known for known, profile in profiles.items() if at_start(profile)]
         raise OptionError(
             f"vllm_xargs.{wrong[0]} needs a profile that forks at the start "
-            f"({', '.join(fitting)}); got {name!r}"
+            f"({', '.join(fitting)}); got {quoted(name)}"
         )
 
 
@@ -334,7 +334,7 @@ def _termination(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise OptionError(
             f"vllm_xargs.pt_termination must be {', '.join(TERMINATIONS)} or a number above 0 and "
-            f"at most 1; got {value!r}"
+            f"at most 1; got {quoted(value)}"
         )
     return float(value)
 
@@ -344,7 +344,7 @@ def _temperature(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 10:
         raise OptionError(
-            f"vllm_xargs.pt_path_temperature must be a number between 0 and 10; got {value!r}"
+            f"vllm_xargs.pt_path_temperature must be a number between 0 and 10; got {quoted(value)}"
         )
     return float(value)
 
@@ -365,7 +365,7 @@ def _check_judge(
     if not number or not low <= value <= 1:
         raise OptionError(
             f"vllm_xargs.pt_judge_threshold must be a number between {low} (the server's) and 1; "
-            f"got {value!r}"
+            f"got {quoted(value)}"
         )
 
 
@@ -378,4 +378,4 @@ def _number(
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         upper = f" and {high}" if high < 2**31 else ""
         span = f"between {low}{upper}" if upper else f"of at least {low}"
-        raise OptionError(f"{where}: {key} must be a whole number {span}, got {value!r}")
+        raise OptionError(f"{where}: {key} must be a whole number {span}, got {quoted(value)}")

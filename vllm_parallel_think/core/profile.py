@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .errors import OptionError
-from .hogwild.recipe import Recipe, parse_recipe
+from .errors import OptionError, quoted, shortened
+from .hogwild.recipe import MOST, Recipe, check_name, parse_recipe
 
 Tag = str | int
 """A tag the model writes: its text, or the id of a single special token."""
@@ -25,6 +25,9 @@ Forced = tuple[Tag, ...]
 """Text the engine writes: pieces of text (``{name}``, ``{title}`` are filled in) or token ids."""
 
 T = TypeVar("T")
+
+MAX_PATHS_LIMIT = 64
+"""Most paths that one fork may have, whatever anybody sets."""
 
 
 @dataclass(frozen=True)
@@ -187,16 +190,18 @@ def load_profile(name_or_path: str) -> Profile | Recipe:
 
     """
     if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise OptionError(f"profile file {name_or_path!r} does not exist")
+        path, source = Path(name_or_path), shortened(name_or_path, 500)
         try:
-            return parse_profile(path.read_text("utf-8"), source=name_or_path)
+            if not path.is_file():
+                raise OptionError(f"profile file {quoted(name_or_path)} does not exist")
+            return parse_profile(path.read_text("utf-8"), source=source)
         except UnicodeDecodeError as error:
-            raise OptionError(f"profile {name_or_path}: not UTF-8 text: {error}") from None
+            raise OptionError(f"profile {source}: not UTF-8 text: {error}") from None
+        except OSError as error:
+            raise OptionError(f"profile {source} cannot be read: {error.strerror}") from None
     if name_or_path not in builtin_profiles():
         raise OptionError(
-            f"unknown profile {name_or_path!r}; allowed: {', '.join(builtin_profiles())}, "
+            f"unknown profile {quoted(name_or_path)}; allowed: {', '.join(builtin_profiles())}, "
             "or the path of a .toml file"
         )
     resource = resources.files("vllm_parallel_think") / "profiles" / f"{name_or_path}.toml"
@@ -216,8 +221,10 @@ def parse_profile(text: str, source: str) -> Profile | Recipe:
     """
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(f"profile {source}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise OptionError(f"profile {source}: its values are nested too deeply") from None
+    except ValueError as error:  # a number of too many digits is one, too
+        raise OptionError(f"profile {source}: not valid TOML: {shortened(str(error))}") from None
     if "workers" in raw:
         return parse_recipe(raw, source)
     tables = {}
@@ -234,13 +241,13 @@ def parse_profile(text: str, source: str) -> Profile | Recipe:
 def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := set(table) - names:
-        raise OptionError(f"{where}: unknown key {min(unknown)!r}; allowed: {sorted(names)}")
+        raise OptionError(f"{where}: unknown key {quoted(min(unknown))}; allowed: {sorted(names)}")
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key in _LISTS:
             values[key] = _tags(value, f"{where}, {key}")
         elif key in _SCALARS and not _is_a(value, _SCALARS[key]):
-            raise OptionError(f"{where}: {key} has the wrong type: {value!r}")
+            raise OptionError(f"{where}: {key} has the wrong type: {quoted(value)}")
         else:
             values[key] = value
     try:
@@ -261,13 +268,14 @@ def _tags(value: object, where: str) -> tuple[Tag, ...]:
     tags: list[Tag] = []
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (str, int)):
-            raise OptionError(f"{where}: expected text or a token id, got {item!r}")
+            raise OptionError(f"{where}: expected text or a token id, got {quoted(item)}")
         tags.append(item)
     return tuple(tag for tag in tags if tag != "")
 
 
 def _check(profile: Profile, source: str) -> None:
     where = f"profile {source}"
+    check_name(profile.name, f"{where}: name")
     if not profile.path.start:
         raise OptionError(f"{where}, [path]: start must not be empty: a path needs a first token")
     if not profile.join.start:
@@ -278,25 +286,29 @@ def _check(profile: Profile, source: str) -> None:
         )
     if profile.fork.at_start and (profile.fork.num_paths is None or profile.max_depth > 1):
         raise OptionError(f"{where}, [fork]: at_start needs num_paths, and max_depth = 1")
-    if profile.path.num_tags is not None and profile.path.num_tags < 1:
-        raise OptionError(f"{where}, [path]: num_tags must be at least 1")
     if any(tag == "" or (isinstance(tag, int) and tag < 0) for tag in profile.all_tags):
         raise OptionError(f"{where}: tags must be text, not empty, or token ids of at least 0")
-    least = {
-        "[fork] min_tokens_left": (profile.fork.min_tokens_left, 0),
-        "[fork] max_outline_tokens": (profile.fork.max_outline_tokens, 1),
-        "[path] max_tokens": (profile.path.max_tokens, 1),
+    spans = {
+        "[fork] num_paths": (profile.fork.num_paths, 2, MAX_PATHS_LIMIT),
+        "[fork] min_tokens_left": (profile.fork.min_tokens_left, 0, MOST),
+        "[fork] max_outline_tokens": (profile.fork.max_outline_tokens, 1, MOST),
+        "[path] max_tokens": (profile.path.max_tokens, 1, MOST),
+        "[path] num_tags": (profile.path.num_tags, 1, MOST),
+        "max_depth": (profile.max_depth, 1, MOST),
     }
-    for key, (value, low) in least.items():
-        if value is not None and value < low:
-            raise OptionError(f"{where}, {key} must be at least {low}, got {value}")
+    for key, (value, low, high) in spans.items():
+        if value is not None and not low <= value <= high:
+            allowed = f"at least {low}" if value < low else f"at most {high}"
+            raise OptionError(f"{where}, {key} must be {allowed}, got {quoted(value)}")
     if profile.join.mode not in ("kv", "reprefill"):
         raise OptionError(f"{where}, [join]: mode must be 'kv' or 'reprefill'")
     if profile.join.position not in ("longest", "total"):
         raise OptionError(f"{where}, [join]: position must be 'longest' or 'total'")
-    if profile.path.stride < 0 or (profile.path.stride and profile.max_depth > 1):
+    stride = profile.path.stride
+    if not 0 <= stride <= MOST or (stride and profile.max_depth > 1):
         raise OptionError(
-            f"{where}, [path]: stride must be 0 or more, and 0 if max_depth is above 1"
+            f"{where}, [path]: stride must be 0 or more (at most {MOST}), and 0 if max_depth is "
+            "above 1"
         )
     first = "".join(map(str, profile.join.first_only))
     if not "".join(map(str, profile.path.start)).startswith(first):
@@ -304,17 +316,24 @@ def _check(profile: Profile, source: str) -> None:
     if (profile.fork.names is None) == (profile.fork.num_paths is None):
         raise OptionError(f"{where}, [fork]: set exactly one of names and num_paths")
     if profile.fork.names is not None:
-        try:
-            groups = re.compile(profile.fork.names).groups
-        except re.error as error:
-            raise OptionError(
-                f"{where}, [fork]: names is not a regular expression: {error}"
-            ) from None
-        if groups < 1:
+        names = compiled(profile.fork.names, f"{where}, [fork]: names")
+        if names.groups < 1:
             raise OptionError(f"{where}, [fork]: names needs a group for the path's name")
-        if re.search(profile.fork.names, ""):
+        if names.search(""):
             raise OptionError(f"{where}, [fork]: names must not match an empty text")
-    if profile.fork.num_paths is not None and profile.fork.num_paths < 2:
-        raise OptionError(f"{where}, [fork]: num_paths must be at least 2")
-    if profile.max_depth < 1:
-        raise OptionError(f"{where}: max_depth must be at least 1")
+
+
+def compiled(pattern: object, where: str) -> re.Pattern[str]:
+    """Return an operator's regular expression.
+
+    Raises:
+        OptionError: It is none, or one that Python cannot compile.
+
+    """
+    if not isinstance(pattern, str):
+        raise OptionError(f"{where} must be a regular expression, got {quoted(pattern)}")
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        reason = shortened(str(error))
+        raise OptionError(f"{where} must be a regular expression: {reason}") from None

@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 from spec_decode.head import load_head
 from spec_decode.rules import RULES, FLy, Rule, parameters
 
-from ..core.errors import OptionError
+from ..core.errors import OptionError, quoted, shortened
 
 WHERE = "--additional-config: parallel_think.judge"
 
@@ -40,19 +40,19 @@ def load(raw: Mapping[str, Any], config: VllmConfig) -> JudgeSettings:
     _refuse_unsupported(raw, config)
     name = raw.get("rule")
     if not isinstance(name, str) or name not in RULES:
-        raise OptionError(f"{WHERE}: rule must be one of {', '.join(RULES)}; got {name!r}")
+        raise OptionError(f"{WHERE}: rule must be one of {', '.join(RULES)}; got {quoted(name)}")
     values = {key: value for key, value in raw.items() if key != "rule"}
     allowed = ["weights" if key == "head" else key for key in parameters(name)]
     if unknown := sorted(set(values) - set(allowed)):
         raise OptionError(
-            f"{WHERE}: unknown key {unknown[0]!r}; rule {name} allows {', '.join(allowed)}"
+            f"{WHERE}: unknown key {quoted(unknown[0])}; rule {name} allows {', '.join(allowed)}"
         )
     try:
         if name == "judge":
             values = _with_head(values, config)
         rule: Rule = RULES[name](**values)
     except ValueError as error:
-        raise OptionError(f"{WHERE}: {error}") from None
+        raise OptionError(f"{WHERE}: {shortened(str(error), 500)}") from None
     _refuse_mismatch(rule, name, config)
     return JudgeSettings(rule, getattr(rule, "threshold", None))
 
@@ -60,7 +60,7 @@ def load(raw: Mapping[str, Any], config: VllmConfig) -> JudgeSettings:
 def _with_head(values: dict[str, Any], config: VllmConfig) -> dict[str, Any]:
     weights = values.pop("weights", None)
     if not isinstance(weights, str):
-        raise ValueError(f"weights must be the path of a judge head, got {weights!r}")
+        raise ValueError(f"weights must be the path of a judge head, got {quoted(weights)}")
     model = config.model_config
     served = model.served_model_name
     names = [model.model, *([served] if isinstance(served, str) else served or [])]

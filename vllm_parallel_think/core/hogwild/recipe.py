@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 
 Text = tuple[str | int, ...]
 """Text the engine writes: pieces of text (``{name}``, ``{number}``, ``{others}`` are filled in) or
@@ -21,6 +21,12 @@ Layout = Literal["combined", "interleaved", "contiguous"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 MAX_WORKERS = 16
+
+MOST = 2**31 - 1
+"""Largest number that a profile may hold: what counts tokens is no longer, in every process."""
+
+NAME_CHARACTERS = 64
+"""Longest name of a profile or a worker."""
 
 T = TypeVar("T")
 
@@ -139,7 +145,7 @@ _WHOLE = {"num_workers", "max_tokens", "every", "max_step_tokens"}
 def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if unknown := set(table) - known:
-        raise OptionError(f"{where}: unknown key {min(unknown)!r}; allowed: {sorted(known)}")
+        raise OptionError(f"{where}: unknown key {quoted(min(unknown))}; allowed: {sorted(known)}")
     values = {key: _value(key, value, where) for key, value in table.items()}
     try:
         return kind(**values)
@@ -155,23 +161,29 @@ def _value(key: str, value: Any, where: str) -> Any:
         for item in items:
             if isinstance(item, bool) or not isinstance(item, kinds):
                 allowed = "text or token ids" if key in _TEXTS else "texts"
-                raise OptionError(f"{where}: {key} must be {allowed}, got {item!r}")
+                raise OptionError(f"{where}: {key} must be {allowed}, got {quoted(item)}")
+        if key == "names":
+            for item in items:
+                check_name(item, f"{where}: each of names")
         return tuple(item for item in items if item != "")
     if key in _WHOLE and (isinstance(value, bool) or not isinstance(value, int)):
-        raise OptionError(f"{where}: {key} must be a whole number, got {value!r}")
+        raise OptionError(f"{where}: {key} must be a whole number, got {quoted(value)}")
     if key == "layout" and value not in LAYOUTS:
-        raise OptionError(f"{where}: layout must be one of {', '.join(LAYOUTS)}, got {value!r}")
+        raise OptionError(
+            f"{where}: layout must be one of {', '.join(LAYOUTS)}, got {quoted(value)}"
+        )
     if key in ("name", "summary") and not isinstance(value, str):
-        raise OptionError(f"{where}: {key} must be text, got {value!r}")
+        raise OptionError(f"{where}: {key} must be text, got {quoted(value)}")
     return value
 
 
 def _check(recipe: Recipe, where: str) -> None:
     workers, check, answer = recipe.workers, recipe.check, recipe.answer
+    check_name(recipe.name, f"{where}: name")
     if not 1 <= workers.num_workers <= len(workers.names) <= MAX_WORKERS:
         raise OptionError(
-            f"{where}, [workers]: names must list between num_workers ({workers.num_workers}) and "
-            f"{MAX_WORKERS} names, got {len(workers.names)}"
+            f"{where}, [workers]: names must list between num_workers "
+            f"({quoted(workers.num_workers)}) and {MAX_WORKERS} names, got {len(workers.names)}"
         )
     if workers.num_workers > 1 and not workers.step:
         raise OptionError(
@@ -184,9 +196,24 @@ def _check(recipe: Recipe, where: str) -> None:
         "[answer] max_tokens": (answer.max_tokens, 1),
     }
     for key, (value, low) in least.items():
-        if value is not None and value < low:
-            raise OptionError(f"{where}, {key} must be at least {low}, got {value}")
+        if value is not None and not low <= value <= MOST:
+            allowed = f"at least {low}" if value < low else f"at most {MOST}"
+            raise OptionError(f"{where}, {key} must be {allowed}, got {quoted(value)}")
     if check.every and not check.text:
         raise OptionError(f"{where}, [check]: text must not be empty where every is set")
     if not answer.forced:
         raise OptionError(f"{where}, [answer]: forced must not be empty")
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a name that requests could not send, or that would not fit a line of a log.
+
+    Raises:
+        OptionError: Says what a name is.
+
+    """
+    if not name.strip() or not name.isprintable() or len(name) > NAME_CHARACTERS:
+        raise OptionError(
+            f"{where} must be 1 to {NAME_CHARACTERS} characters without line breaks, "
+            f"got {quoted(name)}"
+        )

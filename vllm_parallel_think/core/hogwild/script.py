@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 from ..scan import Vocabulary
 from .recipe import Recipe, Text
 
@@ -81,8 +81,8 @@ class Script:
             tokens = [part] if isinstance(part, int) else self.vocabulary.encode(part)
             if len(tokens) != 1:
                 raise OptionError(
-                    f"profile {self.recipe.name}, [workers]: end {part!r} is not one token of "
-                    "this model"
+                    f"profile {self.recipe.name}, [workers]: end {quoted(part)} is not one token "
+                    "of this model"
                 )
             ends += tokens
         return ends
