@@ -8,9 +8,11 @@ from typing import Any
 from ..errors import OptionError
 from ..profile import Profile
 from ..scan import Vocabulary
+from .errors import GrammarError
 from .pieces import PieceVocabulary
 from .reader import Reader
 from .replay import Branch, Replay
+from .steps import Step
 from .wording import for_reading
 
 
@@ -45,7 +47,7 @@ def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> 
         vocabulary: Tokenizer to count with; :class:`PieceVocabulary` if ``None``.
 
     Raises:
-        GrammarError: The text breaks the grammar.
+        GrammarError: The text breaks the grammar, and is none that the engine writes at a fork.
         OptionError: The profile names tags by token id, and there is no tokenizer to look them up.
 
     """
@@ -53,10 +55,26 @@ def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> 
         raise OptionError(f"profile {profile.name} has tags given as token ids: name the tokenizer")
     known: Vocabulary = vocabulary or PieceVocabulary()
     profile = for_reading(profile, known)
-    reader = Reader(text, profile)
-    steps = reader.read()
+    reader, steps = _read(text, profile)
     replay = Replay(profile, known, steps)
     branches = replay.run()
     return Trace(
         tuple(branches), replay.group.summary(), reader.num_sequential, tuple(reader.notes)
     )
+
+
+def _read(text: str, profile: Profile) -> tuple[Reader, list[Step]]:
+    """Read a text by the grammar's form or, where a model broke that, as the engine reads it."""
+    reader = Reader(text, profile)
+    try:
+        return reader, reader.read()
+    except GrammarError as error:
+        lenient = Reader(text, profile, by_form=False)
+        try:
+            steps = lenient.read()
+        except GrammarError:
+            raise error from None
+        if not lenient.forked:
+            raise
+        lenient.notes.insert(0, f"line {error.line}, column {error.column}: {error.reason}")
+        return lenient, steps

@@ -33,10 +33,7 @@ class Cursor:
         found = re.compile(loose(forced)).match(self.text, self.pos)
         if found is None:
             return False
-        line, column = self.place(self.pos)
-        self.notes.append(
-            f"line {line}, column {column}: the engine writes {forced!r} here, not {found[0]!r}"
-        )
+        self.note(f"the engine writes {forced!r} here, not {found[0]!r}", self.pos)
         self.pos = found.end()
         return True
 
@@ -62,10 +59,12 @@ class Cursor:
         if rest.strip():
             raise self.error("text behind the end of the answer", ["end of text"])
         if rest:
-            line, column = self.place(self.pos)
-            self.notes.append(
-                f"line {line}, column {column}: the engine ends the answer here, not with {rest!r}"
-            )
+            self.note(f"the engine ends the answer here, not with {rest!r}", self.pos)
+
+    def note(self, what: str, offset: int) -> None:
+        """Note where the text differs from what the engine would write."""
+        line, column = self.place(offset)
+        self.notes.append(f"line {line}, column {column}: {what}")
 
     def place(self, offset: int) -> tuple[int, int]:
         """Return line and column of an offset, from 1."""

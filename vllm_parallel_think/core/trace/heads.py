@@ -26,10 +26,17 @@ class Heads:
         head = text_of(self._profile.path.start, name)
         return head.removeprefix(text_of(self._profile.join.first_only)) if index else head
 
-    def pattern(self, index: int) -> re.Pattern[str]:
-        """Return what a path's head looks like, whatever its name; group 1 is the name, if any."""
+    def pattern(self, index: int, *, exact: bool = False) -> re.Pattern[str]:
+        """Return what a path's head looks like, whatever its name; group 1 is the name, if any.
+
+        Args:
+            index: Number of the path in its block, from 0.
+            exact: Whether white space must be the engine's.
+
+        """
         head = self.text(PathName("{name}", "{title}", "{tag}"), index)
-        pattern = loose(head).replace(re.escape("{name}"), r"([^\s:<]+?)", 1)
+        form = re.escape(head) if exact else loose(head)
+        pattern = form.replace(re.escape("{name}"), r"([^\s:<]+?)", 1)
         pattern = pattern.replace(re.escape("{tag}"), "[0-9]+")
         return re.compile(pattern.replace(re.escape("{title}"), r"[^\n]*?"))
 
