@@ -12,7 +12,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from .core.hogwild.group import HogwildGroup
-from .families import Family, FamilyTable
+from .families import Family, FamilyTable, short_id
 from .ledger import BlockLedger
 from .messages import Swap
 from .observer import Observer
@@ -64,7 +64,7 @@ class GivingWayMixin(Scheduler):
     @staticmethod
     def _fault(family: Family, error: Exception) -> None:
         """Let one request fail at the end of the step: a fault in it must not end the engine."""
-        logger.error("request %s failed", family.root.request_id, exc_info=error)
+        logger.error("request %s failed", short_id(family.root.request_id), exc_info=error)
         # What comes after a first fault is most often its consequence.
         family.error = family.error or f"internal error: {error!r}"
 
@@ -148,7 +148,7 @@ class GivingWayMixin(Scheduler):
 
     def _give_way(self, family: Family) -> None:
         """Drop a family's K/V; it is computed again, node by node, once there is room."""
-        logger.debug("request %s gives way", family.root.request_id)
+        logger.debug("request %s gives way", short_id(family.root.request_id))
         family.parked = True
         family.num_replays += 1
         if isinstance(family.group, HogwildGroup):
