@@ -28,10 +28,11 @@ PAGE = files("vllm_parallel_think.page").joinpath("page.html").read_text(encodin
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this process's engine and front end meet."""
-    found = tmp_path / f"vllm-parallel-think-{os.getpid()}-test"
+    found = tmp_path / "metrics"
     found.mkdir()
     monkeypatch.delenv(export.VLLM_DIRECTORY, raising=False)
     monkeypatch.setenv(export.DIRECTORY, str(found))
+    monkeypatch.setattr(export, "_served", (os.getpid(), str(found)))
     return found
 
 
