@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
+
+pytest.importorskip("playwright", reason="no playwright: make test-deploy")
+pytest.importorskip("axe_playwright_python", reason="no axe: make test-deploy")
+
 from playwright.sync_api import Browser, Page
 
 from tests.metrics import page_samples
