@@ -1,8 +1,7 @@
-"""Chromium for tests: pages at a width, in a colour scheme, and what axe finds wrong with them."""
+"""Chromium in a test's hands, and what axe finds wrong with a page."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -10,26 +9,18 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-FLAGS = (
-    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
+from . import chromium
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the system's Chromium with a profile of its own.
-
-    Raises:
-        RuntimeError: It is not installed.
-
-    """
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        raise RuntimeError("chromium is not installed: apt-get install chromium")
+def started() -> Iterator[Browser]:
+    """Start the system's Chromium with a profile of its own."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=program, headless=True, chromium_sandbox=False, args=list(FLAGS)
+            executable_path=chromium.find(),
+            headless=True,
+            chromium_sandbox=False,
+            args=list(chromium.FLAGS),
         )
         try:
             yield browser

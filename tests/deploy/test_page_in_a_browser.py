@@ -21,7 +21,7 @@ from tests.metrics.page_samples import LONG_ID, NOW, request
 from vllm_parallel_think.page import endpoint
 from vllm_parallel_think.page.endpoint import PATH, PageEndpoint
 
-from .browser import chromium, violations
+from .browser import started, violations
 
 WIDTHS = pytest.mark.parametrize("width", [390, 1280])
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -68,7 +68,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as browser:
+    with started() as browser:
         yield browser
 
 
