@@ -6,6 +6,7 @@ turns the showing off for a while, never the engine.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 import vllm
 from vllm import envs
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
 from . import __version__
@@ -27,7 +27,7 @@ from .metrics.recorder import Load, Recorder
 from .page import PLUGIN
 from .page.timelines import TimelineWriter
 
-logger = init_logger(__name__)
+logger = logging.getLogger("vllm.parallel_think")
 
 SECONDS_BETWEEN_LOOKS = 0.25
 """How often what is shown follows the engine; steps in between cost one reading of the clock."""

@@ -150,7 +150,7 @@ def test_a_directory_that_vanishes_costs_only_our_metrics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     registry = CollectorRegistry()
     Gauge("vllm:own", "", registry=registry).set(4)
     registry.register(export.DirectoryCollector(str(tmp_path / "gone")))

@@ -163,7 +163,7 @@ def test_values_without_a_place_are_counted_and_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     clock = [0.0]
     home = Home(tmp_path)
     home._files._outage = outage.Outage(lambda: clock[0])
@@ -194,7 +194,7 @@ def test_the_page_goes_on_when_there_is_room_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     clock = [0.0]
     writer = timelines.TimelineWriter(tmp_path, "0")
     writer._outage = outage.Outage(lambda: clock[0])

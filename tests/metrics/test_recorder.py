@@ -133,7 +133,7 @@ def test_a_fault_in_counting_stops_the_counting_for_a_while(
         raise RuntimeError("a fault of its own")
 
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     simulation = simulate(tiny_model, tmp_path, GRAMMAR, asynchronous=False)
     observer = simulation.scheduler._observer
     clock = [0.0]
