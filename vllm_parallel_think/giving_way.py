@@ -22,9 +22,6 @@ logger = init_logger(__name__)
 MOST_EMPTY_STEPS = 100
 """Steps in a row without work, after which a request that cannot go on is ended."""
 
-MOST_ID_CHARACTERS = 100
-"""Of a request's id in a log line: clients choose ids."""
-
 
 class GivingWayMixin(Scheduler):
     """Lets a scheduler's families give their blocks away and come back."""
@@ -110,7 +107,7 @@ class GivingWayMixin(Scheduler):
         logger.error(
             "nothing was scheduled in %d steps although requests are unfinished; request %s fails",
             MOST_EMPTY_STEPS,
-            youngest.root.request_id[:MOST_ID_CHARACTERS],
+            short_id(youngest.root.request_id),
         )
         youngest.error = f"no step of the engine could go on with it in {MOST_EMPTY_STEPS} tries"
         self._observer.stalled()
