@@ -34,6 +34,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(export.VLLM_DIRECTORY, raising=False)
     monkeypatch.setenv(export.DIRECTORY, str(found))
     monkeypatch.setattr(export, "_served", (os.getpid(), str(found)))
+    monkeypatch.setattr(export, "_homes", {})  # other tests' values have their place elsewhere
     return found
 
 
