@@ -51,7 +51,7 @@ test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 fuzz: env ## workers, paths, trees and plain requests mixed, ten thousand times
 	$(PY) -m tests.schedule.mixture --seeds 0:$(SEEDS)
 
-test-deploy: env $(NEEDS_MODEL) deploy-tools ## real server and Prometheus under load, Ray with killed replicas, Helm chart
+test-deploy: env $(NEEDS_MODEL) deploy-tools ## real server and Prometheus under load, its page in Chromium, Ray with killed replicas, Helm chart
 	$(PY) -m pytest -m deploy
 
 dashboard: env $(NEEDS_MODEL) deploy-tools ## pictures of the dashboard and (in build/) the page, from a load on a real server
@@ -68,6 +68,8 @@ deploy-tools: env
 		build/checkov/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'; }
 	@command -v prometheus > /dev/null && command -v promtool > /dev/null || { \
 		echo "prometheus and promtool are missing: apt-get install prometheus"; exit 1; }
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null || { \
+		echo "chromium is missing: apt-get install chromium"; exit 1; }
 
 lint: env ## style, formatting, types
 	$(PY) -m ruff check .

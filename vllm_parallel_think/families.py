@@ -12,6 +12,20 @@ from .core.graph import Node
 from .core.group import Group
 from .core.hogwild.group import HogwildGroup
 
+MAX_ID = 120
+"""Characters of a request's id that people get to see; clients choose it by ``X-Request-Id``."""
+
+
+def short_id(request_id: str) -> str:
+    """Return an id for people: a long one without its middle, as vLLM tells ids apart at the end.
+
+    Nothing is looked up by it.
+    """
+    if len(request_id) <= MAX_ID:
+        return request_id
+    tail = MAX_ID // 3
+    return f"{request_id[: MAX_ID - tail - 1]}…{request_id[-tail:]}"
+
 
 @dataclass(eq=False)
 class Family:

@@ -13,7 +13,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from .core.errors import shortened
 from .core.hogwild.group import HogwildGroup
-from .families import Family, FamilyTable
+from .families import Family, FamilyTable, short_id
 from .ledger import BlockLedger
 from .messages import Swap
 from .observer import Observer
@@ -22,9 +22,6 @@ logger = init_logger(__name__)
 
 MOST_EMPTY_STEPS = 100
 """Steps in a row without work, after which a request that cannot go on is ended."""
-
-MOST_ID_CHARACTERS = 100
-"""Of a request's id in a log line: clients choose ids."""
 
 
 class GivingWayMixin(Scheduler):
@@ -65,7 +62,7 @@ class GivingWayMixin(Scheduler):
     @staticmethod
     def _fault(family: Family, error: Exception) -> None:
         """Let one request fail at the end of the step: a fault in it must not end the engine."""
-        logger.error("request %s failed", family.root.request_id, exc_info=error)
+        logger.error("request %s failed", short_id(family.root.request_id), exc_info=error)
         # What comes after a first fault is most often its consequence.
         family.error = family.error or f"internal error: {shortened(repr(error), 500)}"
 
@@ -111,7 +108,7 @@ class GivingWayMixin(Scheduler):
         logger.error(
             "nothing was scheduled in %d steps although requests are unfinished; request %s fails",
             MOST_EMPTY_STEPS,
-            youngest.root.request_id[:MOST_ID_CHARACTERS],
+            short_id(youngest.root.request_id),
         )
         youngest.error = f"no step of the engine could go on with it in {MOST_EMPTY_STEPS} tries"
         self._observer.stalled()
@@ -149,7 +146,7 @@ class GivingWayMixin(Scheduler):
 
     def _give_way(self, family: Family) -> None:
         """Drop a family's K/V; it is computed again, node by node, once there is room."""
-        logger.debug("request %s gives way", family.root.request_id)
+        logger.debug("request %s gives way", short_id(family.root.request_id))
         family.parked = True
         family.num_replays += 1
         if isinstance(family.group, HogwildGroup):

@@ -17,7 +17,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_qu
 from vllm.v1.request import Request, RequestStatus
 
 from .core.hogwild.group import HogwildGroup
-from .families import Family
+from .families import Family, short_id
 from .giving_way import GivingWayMixin
 
 logger = init_logger(__name__)
@@ -152,7 +152,8 @@ class LockStepMixin(GivingWayMixin):
             if 0 < taken < len(members):
                 if not family.group.fallbacks["out_of_step"]:
                     logger.warning(
-                        "request %s: its workers did not step together", family.root.request_id
+                        "request %s: its workers did not step together",
+                        short_id(family.root.request_id),
                     )
                 family.group.fallbacks["out_of_step"] += 1
 

@@ -1,19 +1,20 @@
 """What is shown of groups to people: metrics, the page of recent requests, spans.
 
 The scheduler reports what happens to its families; nothing here decides anything, and a fault here
-turns the showing off, never the engine.
+turns the showing off for a while, never the engine.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import vllm
 from vllm import envs
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
 from . import __version__
@@ -21,11 +22,12 @@ from .families import Family, FamilyTable
 from .ledger import BlockLedger
 from .metrics import export
 from .metrics.instruments import instruments
+from .metrics.outage import Outage
 from .metrics.recorder import Load, Recorder
 from .page import PLUGIN
 from .page.timelines import TimelineWriter
 
-logger = init_logger(__name__)
+logger = logging.getLogger("vllm.parallel_think")
 
 SECONDS_BETWEEN_LOOKS = 0.25
 """How often what is shown follows the engine; steps in between cost one reading of the clock."""
@@ -45,7 +47,7 @@ class Viewer(Protocol):
 
 
 class Observer:
-    """Tells viewers what a scheduler's families do; one that fails is told nothing any more."""
+    """Tells viewers what a scheduler's families do; one that fails is told nothing for a while."""
 
     def __init__(self, config: VllmConfig, families: FamilyTable, ledger: BlockLedger) -> None:
         self._families = families
@@ -55,6 +57,7 @@ class Observer:
         self._changed: dict[Family, None] = {}
         """Families in which something happened since the last look, in order."""
         self._viewers: dict[str, Viewer] = {}
+        self._outages: defaultdict[str, Outage] = defaultdict(Outage)
         if config.observability_config.otlp_traces_endpoint is not None:
             self._attach("spans", lambda: _span_writer(config))
         if PLUGIN in (envs.VLLM_PLUGINS or ()):
@@ -145,12 +148,16 @@ class Observer:
                 self._viewers[name] = viewer
 
     def _tell(self, event: str, *values: Any) -> None:
-        for name, viewer in list(self._viewers.items()):
+        for name, viewer in self._viewers.items():
             take = getattr(viewer, event, None)
-            if take is None:
+            outage = self._outages[name]
+            if take is None or not outage.due():
                 continue
             try:
                 take(*values)
             except Exception:
-                del self._viewers[name]
-                logger.exception("parallel_think shows no %s from now on", name)
+                if outage.failed():
+                    logger.exception("parallel_think shows no %s for now", name)
+            else:
+                if outage.ended():
+                    logger.info("parallel_think shows %s again; some of before is missing", name)

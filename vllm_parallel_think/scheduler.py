@@ -36,7 +36,7 @@ from .core.hogwild.script import Script
 from .core.options import CONFIG_KEY, parse_request
 from .core.profile import builtin_profiles
 from .core.scan import Grammar
-from .families import Branch, Family, FamilyTable
+from .families import Branch, Family, FamilyTable, short_id
 from .headers import HeaderBook
 from .ledger import BlockLedger
 from .lockstep import LockStepMixin, is_gang
@@ -144,10 +144,11 @@ class GroupSchedulerMixin(LockStepMixin):
                 group = Group(prompt, words, options, self._limits(request))
         except OptionError as error:
             # The front end answers such a request with HTTP 400; other ways in get a plain request.
-            logger.warning("request %s runs without branches: %s", request.request_id, error)
+            request_id = short_id(request.request_id)
+            logger.warning("request %s runs without branches: %s", request_id, error)
             return None
         except Exception:  # a fault of one group must not end the engine
-            logger.exception("request %s runs without branches", request.request_id)
+            logger.exception("request %s runs without branches", short_id(request.request_id))
             return None
         if not self._open(request, group):
             return None

@@ -17,7 +17,7 @@ from vllm.config import VllmConfig
 from vllm.tracing import extract_trace_context, init_tracer
 
 from .core.timeline import Segment, segments
-from .families import Family
+from .families import Family, short_id
 
 MAX_BRANCHES = 512
 """Branch spans of one request; the group's span says how many there were."""
@@ -53,7 +53,7 @@ class SpanWriter:
             kind=SpanKind.INTERNAL,
             start_time=self._at(min(_started(part) for part in parts)),
             attributes={
-                "vllm_pt.request_id": family.root.request_id,
+                "vllm_pt.request_id": short_id(family.root.request_id),
                 "vllm_pt.outcome": outcome,
                 **{f"vllm_pt.{key}": summary[key] for key in _FIGURES if key in summary},
             },

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from PIL import Image
 from deploy.local import smollm2
 from tests.serve.server import Server
 
-from . import drawing, load, queries
+from . import chromium, drawing, load, queries
 from .prometheus import Prometheus
 
 COLUMN, LINE, GAP = 66, 30, 8
@@ -119,12 +118,10 @@ def draw(
 
 def photograph(page: str, out: Path, width: int, height: int, delay_ms: int = 0) -> None:
     """Let Chromium show a page and keep a picture of it, with few colours."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        raise SystemExit("chromium is not installed: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.png"
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command = [chromium.find(), "--headless", "--no-sandbox", *chromium.FLAGS]
+        command.append("--hide-scrollbars")
         command += [f"--window-size={width},{height}", f"--screenshot={picture}"]
         command += [f"--user-data-dir={folder}/profile"]
         if delay_ms:

@@ -22,7 +22,7 @@ def test_the_page_is_served_without_the_key(watched: Watched) -> None:
     assert {tuple(request[key] for key in keys) for request in ended} <= known
     complete = 0
     for request in ended:
-        # A path behind the end of the answer is dropped, and not shown.
+        # What lies behind the end of the answer is shown, too.
         lanes = {part["lane"] for part in request["segments"]}
         assert 2 <= len(lanes) <= 1 + request["paths"]
         joined = any(part["kind"] == "conclusion" for part in request["segments"])

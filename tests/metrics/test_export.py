@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,20 +117,6 @@ def test_two_engines_in_one_scrape(tmp_path: Path, servers: str, method: str) ->
     assert not list(tmp_path.glob("vllm-parallel-think-*"))
 
 
-def test_what_a_killed_front_end_left_is_removed(tmp_path: Path) -> None:
-    died = subprocess.Popen([sys.executable, "-c", ""])
-    died.wait()
-    stale = tmp_path / f"vllm-parallel-think-{died.pid}-abc"
-    living = tmp_path / f"vllm-parallel-think-{os.getppid()}-abc"
-    foreign = tmp_path / "vllm-parallel-think-notes"
-    for folder in (stale, living, foreign):
-        folder.mkdir()
-        (folder / "counter_1.db").write_bytes(b"")
-    export._remove_stale(tmp_path)
-    assert not stale.exists()
-    assert living.exists() and foreign.exists()
-
-
 def times_said(caplog: pytest.LogCaptureFixture, words: str) -> int:
     """How often something was logged; a record counts once although two loggers hand it on."""
     return len({id(record) for record in caplog.records if words in record.getMessage()})
@@ -143,6 +128,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in (export.DIRECTORY, export.VLLM_DIRECTORY):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(export, "_homes", {})
+    monkeypatch.setattr(export, "_served", None)
     export._say_why_not.cache_clear()
     return monkeypatch
 
@@ -164,12 +150,17 @@ def test_a_directory_that_vanishes_costs_only_our_metrics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     registry = CollectorRegistry()
     Gauge("vllm:own", "", registry=registry).set(4)
     registry.register(export.DirectoryCollector(str(tmp_path / "gone")))
     for _ in range(3):
         assert b"vllm:own 4.0" in generate_latest(registry)
     assert times_said(caplog, "cannot be read") == 1
+    (tmp_path / "gone").mkdir()
+    for _ in range(2):
+        assert b"vllm:own 4.0" in generate_latest(registry)
+    assert times_said(caplog, "are exported again") == 1
 
 
 def test_a_front_end_does_not_show_another_ones_requests(
@@ -188,11 +179,3 @@ def test_a_front_end_does_not_show_another_ones_requests(
     export.prepare()
     assert os.environ[export.DIRECTORY] == own
     assert len(registry._collector_to_names) == 1
-
-
-def test_killed_processes_are_known_for_dead() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert export.is_alive(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not export.is_alive(process.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections.abc import Iterator
 from importlib.resources import files
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.engine.tiny import IdGrammar
-from tests.schedule.test_schedules import simulate
+from tests.schedule.test_schedules import prompt, simulate
 from vllm_parallel_think.metrics import export
 from vllm_parallel_think.page import timelines
 from vllm_parallel_think.page.endpoint import PATH, PageEndpoint
@@ -28,10 +29,12 @@ PAGE = files("vllm_parallel_think.page").joinpath("page.html").read_text(encodin
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this process's engine and front end meet."""
-    found = tmp_path / f"vllm-parallel-think-{os.getpid()}-test"
+    found = tmp_path / "metrics"
     found.mkdir()
     monkeypatch.delenv(export.VLLM_DIRECTORY, raising=False)
     monkeypatch.setenv(export.DIRECTORY, str(found))
+    monkeypatch.setattr(export, "_served", (os.getpid(), str(found)))
+    monkeypatch.setattr(export, "_homes", {})  # other tests' values have their place elsewhere
     return found
 
 
@@ -80,6 +83,54 @@ def test_requests_are_shown_while_they_run_and_behind_their_end(
             assert part["parent"] in lanes or part["depth"] == 0
             times = [part[key] for key in ("started", "first", "ended") if part[key] is not None]
             assert times == sorted(times)
+
+
+def test_what_the_end_cuts_off_is_shown_as_cut(
+    client: TestClient, directory: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    simulation = simulate(tiny_model, tmp_path, IdGrammar(num_paths=4), asynchronous=False)
+    rng = random.Random(3)
+    for _ in range(8):
+        simulation.add(prompt(rng), max_tokens=60, pt_path_tokens=20)
+    for _ in play(simulation, directory):
+        pass
+    num_cut = 0
+    for request in client.get(f"{PATH}/requests.json").json()["requests"]:
+        parts, one = request["segments"], simulation.clients[request["id"]]
+        assert len({part["lane"] for part in parts}) == 1 + request["paths"]
+        assert sum(part["tokens"] for part in parts) == request["generated_tokens"]
+        assert all(part["ended"] is not None for part in parts if part["started"] is not None)
+        assert sum(part["tokens"] for part in parts if not part["cut"]) <= len(one.tokens)
+        cuts = [part["cut"] for part in parts]
+        assert cuts == sorted(cuts), "what is behind a cut is cut, too"
+        assert one.finish == "length" or not any(cuts)
+        num_cut += sum(cuts)
+    assert num_cut >= 8
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the ratio of two colours' luminance, as WCAG 2 defines it."""
+
+    def luminance(color: str) -> float:
+        values = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [r":root", r':root\[data-theme="dark"\]'], ids=["light", "dark"])
+def test_texts_stand_out_in_both_colour_schemes(scheme: str) -> None:
+    (rules,) = re.findall(rf"^{scheme} {{(.*?)}}", PAGE, re.DOTALL | re.MULTILINE)
+    colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", rules))
+    for text in ("text", "quiet", "gain", "live"):
+        for below in ("card", "page"):
+            assert contrast(colors[text], colors[below]) >= 4.5, (text, below)
+    for bar in ("trunk", "conclusion", "wait", *(f"p{number}" for number in range(6))):
+        assert contrast(colors[bar], colors["card"]) >= 3, bar
 
 
 def test_the_file_is_bounded(directory: Path, tiny_model: Path, tmp_path: Path) -> None:

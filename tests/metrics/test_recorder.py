@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from tests.engine.tiny import IdGrammar
 from tests.schedule.test_schedules import prompt, simulate
+from vllm_parallel_think.metrics.outage import FIRST_PAUSE, Outage
 from vllm_parallel_think.metrics.recorder import Recorder
 
 from .scrape import growth, here, total
+from .test_export import times_said
 
 GRAMMAR = IdGrammar(num_paths=4)
 FIGURES = {
@@ -120,15 +123,34 @@ def test_every_request_ends_with_one_outcome(tiny_model: Path, tmp_path: Path) -
     assert here().sum("vllm_pt_held_blocks") == here().sum("vllm_pt_active_groups") == 0
 
 
-def test_a_fault_in_counting_stops_the_counting_only(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fault_in_counting_stops_the_counting_for_a_while(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("disk full")
+        raise RuntimeError("a fault of its own")
 
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     simulation = simulate(tiny_model, tmp_path, GRAMMAR, asynchronous=False)
+    observer = simulation.scheduler._observer
+    clock = [0.0]
+    observer._outages = defaultdict(lambda: Outage(lambda: clock[0]))
     crowd(simulation, seed=9)
-    monkeypatch.setattr(Recorder, "ended", fail)
-    simulation.run()
+    with monkeypatch.context() as broken:
+        broken.setattr(Recorder, "ended", fail)
+        simulation.run()
     assert all(client.finish for client in simulation.clients.values())
-    assert "metrics" not in simulation.scheduler._observer._viewers
+    assert times_said(caplog, "shows no metrics for now") == 1
+    before = here()
+    crowd(simulation, seed=9)
+    simulation.run()
+    assert growth(before, here())("vllm_pt_requests_total") == 0, "too early to try again"
+    clock[0] += FIRST_PAUSE
+    before = here()
+    crowd(simulation, seed=9)
+    simulation.run()
+    assert growth(before, here())("vllm_pt_requests_total") == 5
+    assert times_said(caplog, "shows metrics again") == 1

@@ -25,6 +25,7 @@ class Segment:
         first: When its first token was sampled, if one was.
         ended: When it ended, if it has.
         tokens: Sampled tokens so far.
+        cut: Whether the client does not see all of it, as the answer ended before.
 
     """
 
@@ -38,15 +39,17 @@ class Segment:
     first: float | None
     ended: float | None
     tokens: int
+    cut: bool
 
 
 def segments(group: Group | HogwildGroup) -> list[Segment]:
-    """Return a request's parts in the order of the text; dropped ones are left out."""
+    """Return a request's parts in the order of the text."""
+    behind = set(group.behind_end)
     nodes = [*group.nodes, *group.outvoted]
-    return [_segment(node) for node in nodes if node.state is not State.DROPPED]
+    return [_segment(node, node.state is State.DROPPED or node in behind) for node in nodes]
 
 
-def _segment(node: Node) -> Segment:
+def _segment(node: Node, cut: bool) -> Segment:
     lane = node.lane
     return Segment(
         lane=lane.address,
@@ -59,4 +62,5 @@ def _segment(node: Node) -> Segment:
         first=node.first_at,
         ended=node.ended_at,
         tokens=node.num_sampled,
+        cut=cut,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .exchange import Chunk, Emission, Finish, Limits
@@ -71,10 +71,18 @@ class VisibleText:
         is_last = node is self._order[-1] and node.state is State.DONE
         return self.finish if is_last else None
 
+    @property
+    def behind_end(self) -> Sequence[Node]:
+        """Nodes that the end of the answer cuts off, the first of them perhaps in part."""
+        if not self.finished:
+            return ()
+        return self._order[self._cursor + (not self._order[self._cursor].outbox) :]
+
     def _drop(self, node: Node) -> None:
         """Give a node up: nobody will see what it has not written yet."""
         if node.state is not State.DROPPED:
             node.state = State.DROPPED
+            node.ended_at = self._limits.clock()
             self._dropped.append(node)
 
     def take_dropped(self) -> list[Node]:

@@ -20,12 +20,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import REGISTRY, values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+
+from . import folders
+from .files import Files, Value
+from .outage import Outage
 
 logger = logging.getLogger("vllm.parallel_think")
 
@@ -33,7 +36,9 @@ DIRECTORY = "VLLM_PT_METRICS_DIR"
 """Names the front end's directory to the processes that it starts."""
 
 VLLM_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-_PREFIX = "vllm-parallel-think-"
+
+_served: tuple[int, str] | None = None
+"""The process that made a directory here, and the directory."""
 
 
 def prepare() -> None:
@@ -42,25 +47,28 @@ def prepare() -> None:
     Engine processes inherit the directory. A process that somebody else started (a replica beside
     another one) makes its own: a front end must not serve another one's requests as its own.
     """
+    global _served
     if VLLM_DIRECTORY in os.environ:
         return
     inherited = os.environ.get(DIRECTORY)
     if inherited is not None and (
-        multiprocessing.parent_process() is not None or _owner(Path(inherited)) == os.getpid()
+        multiprocessing.parent_process() is not None or _served == (os.getpid(), inherited)
     ):
         return
     try:
-        _remove_stale(Path(tempfile.gettempdir()))
-        directory = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        parent = Path(tempfile.gettempdir())
+        folders.remove_left_behind(parent)
+        directory = str(folders.make(parent))
     except OSError as error:
         os.environ.pop(DIRECTORY, None)
         logger.warning(
             "vllm_pt_ metrics are not exported: no temporary directory (%s); set TMPDIR to a "
-            "writable one",
+            "writable one with room, and start again",
             error,
         )
         return
     os.environ[DIRECTORY] = directory
+    _served = os.getpid(), directory
     REGISTRY.register(DirectoryCollector(directory))
     atexit.register(_remove_own, directory, os.getpid())
 
@@ -76,7 +84,7 @@ class DirectoryCollector(Collector):
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._warned = False
+        self._outage = Outage()
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the names are not known before engines write them."""
@@ -86,68 +94,52 @@ class DirectoryCollector(Collector):
         """Return the sums over all processes."""
         try:
             forget_the_dead(Path(self._directory))
-            return list(MultiProcessCollector(None, path=self._directory).collect())
+            found = list(MultiProcessCollector(None, path=self._directory).collect())
         except Exception as error:
-            if not self._warned:
+            if self._outage.failed():
                 logger.warning(
                     "vllm_pt_ metrics are not exported: %s cannot be read (%r)",
                     self._directory,
                     error,
                 )
-            self._warned = True
             return []
+        if self._outage.ended():
+            logger.info("vllm_pt_ metrics are exported again: %s can be read", self._directory)
+        return found
 
 
 def forget_the_dead(directory: Path) -> None:
     """Remove gauges of processes that are gone: what they held, they hold no longer."""
     for file in directory.glob("gauge_live*_*.db"):
-        pid = file.stem.rpartition("_")[2]
-        if pid.isdecimal() and not is_alive(int(pid)):
+        owner = re.search(r"_([0-9]+)-pt$", file.stem)
+        if owner is not None and not folders.is_alive(int(owner[1])):
             file.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine runs, whoever owns it."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class Home:
     """Where one process's metrics are created, so that the front end finds them."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = str(directory)
+        self._directory = directory
+        self._files = Files(directory)
+        self._value_class = functools.partial(Value, self._files)
         self.pid = os.getpid()
-        known = values.ValueClass
-        # A second class of memory-mapped values would write into the same files as vLLM's.
-        shared = getattr(known, "_multiprocess", False) and VLLM_DIRECTORY in os.environ
-        self._value_class: Any = known if shared else values.MultiProcessValue()
         # Runs in multiprocessing's children, too, where `atexit` does not.
         Finalize(None, self._leave, exitpriority=0)
 
     @contextmanager
     def creating(self) -> Iterator[None]:
         """Let prometheus_client create values here; it asks where only then."""
-        value_class, set_directory = values.ValueClass, os.environ.get(VLLM_DIRECTORY)
+        value_class = values.ValueClass
         values.ValueClass = self._value_class
-        os.environ[VLLM_DIRECTORY] = self._directory
         try:
             yield
         finally:
             values.ValueClass = value_class
-            if set_directory is None:
-                del os.environ[VLLM_DIRECTORY]
-            else:
-                os.environ[VLLM_DIRECTORY] = set_directory
 
     def _leave(self) -> None:
-        if os.getpid() == self.pid and os.path.isdir(self._directory):
-            mark_process_dead(self.pid, self._directory)
+        if os.getpid() == self.pid and self._directory.is_dir():
+            mark_process_dead(self._files.owner, str(self._directory))
 
 
 _homes: dict[int, Home] = {}
@@ -177,22 +169,6 @@ def _say_why_not() -> None:
     )
 
 
-def _owner(directory: Path) -> int | None:
-    """Return the process that made a directory, by its name."""
-    match = re.fullmatch(rf"{_PREFIX}([0-9]+)-.*", directory.name)
-    return int(match[1]) if match else None
-
-
 def _remove_own(directory: str, pid: int) -> None:
     if os.getpid() == pid:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_stale(parent: Path) -> None:
-    """Remove directories of front ends that were killed."""
-    for directory in parent.glob(f"{_PREFIX}*"):
-        owner = _owner(directory)
-        if owner is None or is_alive(owner) or directory.is_symlink():
-            continue
-        if directory.stat().st_uid == os.getuid():
-            shutil.rmtree(directory, ignore_errors=True)

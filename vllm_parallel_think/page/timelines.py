@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.timeline import segments
-from ..families import Family
-from ..metrics.export import is_alive
+from ..families import Family, short_id
+from ..metrics.folders import is_alive
+from ..metrics.outage import Outage
 
 logger = logging.getLogger("vllm.parallel_think")
 
@@ -41,13 +42,16 @@ class TimelineWriter:
         self._engine = engine
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._offset = time.time() - time.monotonic()
+        self._outage = Outage()
 
     def ended(self, family: Family, outcome: str) -> None:
         """Keep a request that came to its end."""
         self._ended.appendleft(self._text(family, outcome))
 
     def write(self, families: Iterable[Family]) -> None:
-        """Replace the file by how things stand."""
+        """Replace the file by how things stand; a full disk is tried again later."""
+        if not self._outage.due():
+            return
         live: list[str] = []
         for family in families:
             if len(live) == MAX_LIVE:
@@ -55,9 +59,23 @@ class TimelineWriter:
             live.append(self._text(family, None))
         requests = ",".join([*reversed(live), *self._ended])
         text = f'{{"engine":{json.dumps(self._engine)},"requests":[{requests}]}}'
+        try:
+            self._replace(text)
+        except OSError as error:
+            if self._outage.failed():
+                logger.warning("the page of recent requests stands still for now: %s", error)
+            return
+        if self._outage.ended():
+            logger.info("the page of recent requests goes on")
+
+    def _replace(self, text: str) -> None:
         partly = self._file.with_suffix(".tmp")
-        partly.write_text(text, encoding="utf-8")
-        partly.replace(self._file)
+        try:
+            partly.write_text(text, encoding="utf-8")
+            partly.replace(self._file)
+        except OSError:
+            partly.unlink(missing_ok=True)  # what did fit of it would take the room from others
+            raise
 
     def _text(self, family: Family, outcome: str | None) -> str:
         summary = family.group.summary()
@@ -72,7 +90,7 @@ class TimelineWriter:
             shown.append(values)
         return json.dumps(
             {
-                "id": family.root.request_id,
+                "id": short_id(family.root.request_id),
                 "outcome": outcome,
                 "arrived": round(family.root.arrival_time, 3),
                 "ended": None if outcome is None else round(time.time(), 3),
