@@ -11,6 +11,7 @@ EPOCHS ?= 3
 DRAFTS ?= 4
 SEEDS ?= 10000
 PY = $(VENV)/bin/python
+IN_DTYPE = $(if $(DTYPE),--dtype $(DTYPE))
 
 ifndef MODEL
 SERVED_NAME = --served-model-name SmolLM2-135M-Instruct
@@ -28,7 +29,7 @@ export HF_HUB_OFFLINE ?= 1
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; QUICK=1, TUNE=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS DTYPE; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; QUICK=1, TUNE=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -86,20 +87,21 @@ bench-serving: env $(NEEDS_MODEL) ## a step of branches through vllm serve, besi
 	$(PY) -m tests.bench --model $(MODEL) --only serving
 
 judge: env $(NEEDS_MODEL) ## train a draft and a judge head for the model, into $(JUDGE)
-	$(PY) -m spec_decode collect --model $(MODEL) --out $(JUDGE)/texts.jsonl --num $(PROBLEMS)
+	$(PY) -m spec_decode collect --model $(MODEL) --out $(JUDGE)/texts.jsonl --num $(PROBLEMS) \
+		$(IN_DTYPE)
 	$(PY) -m spec_decode distill --model $(MODEL) --data $(JUDGE)/texts.jsonl --out $(JUDGE)/draft \
-		--epochs $(EPOCHS)
+		--epochs $(EPOCHS) $(IN_DTYPE)
 	$(PY) -m spec_decode label --model $(MODEL) --draft $(JUDGE)/draft \
-		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl --per-problem 2
+		--data $(JUDGE)/texts.jsonl --out $(JUDGE)/labels.jsonl --per-problem 2 $(IN_DTYPE)
 	$(PY) -m spec_decode fit --model $(MODEL) --data $(JUDGE)/labels.jsonl \
-		--out $(JUDGE)/judge.safetensors
+		--out $(JUDGE)/judge.safetensors $(IN_DTYPE)
 
 bench-judge: judge ## the judge against standard verification and rules without training
 	$(PY) -m tests.bench.judge --model $(MODEL) --draft $(JUDGE)/draft \
 		--judge $(JUDGE)/judge.safetensors --picture $(JUDGE)/bench.svg \
 		$(if $(NUM),--num $(NUM)) $(if $(CODE),--code $(CODE)) \
 		$(if $(CODE_FILE),--code-file "$(CODE_FILE)") \
-		--drafts $(DRAFTS) $(if $(RUN_CODE),--run-code)
+		--drafts $(DRAFTS) $(if $(RUN_CODE),--run-code) $(IN_DTYPE)
 
 bench-hogwild: env $(NEEDS_MODEL) ## workers that see each other, beside one request and as many plain ones
 	VLLM_CPU_KVCACHE_SPACE=5 $(PY) -m tests.bench --model $(MODEL) --only hogwild

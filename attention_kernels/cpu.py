@@ -36,8 +36,7 @@ JobValues = dict[str, Any]
 
 
 class _Memory(threading.local):
-    """What the calling thread's next call may overwrite. Its addresses are kept: numpy takes half a
-    microsecond to say one."""
+    """What the calling thread's next call may overwrite, and where: numpy is slow to say that."""
 
     def __init__(self) -> None:
         self.job = np.zeros(kernel.JOB.itemsize // 8, dtype=np.int64)

@@ -23,7 +23,6 @@ from attention_kernels.triton_tile import (
     LOG2_E,
     MIN_EDGE,
     attend_entries,
-    max_lines,
     padded_dim,
     tile_edge,
 )
@@ -122,9 +121,10 @@ def _attend_long(
     problem: Problem, short_tokens: int, arguments: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
     """Rows of more than `short_tokens` query tokens, uncut."""
-    plan, num_tokens = problem.plan, problem.query.shape[0]
-    block_m = num_lines(problem, constants)
-    block_q = block_m // constants["GROUP"]
+    plan, num_tokens, group = problem.plan, problem.query.shape[0], constants["GROUP"]
+    prefill = num_tokens > 4 * plan.num_rows
+    block_m = max(tile_edge(problem) if prefill else MIN_EDGE, triton.next_power_of_2(group))
+    block_q = block_m // group
     _kernel[(num_tokens // block_q + plan.num_rows, constants["NUM_KV_HEADS"])](
         problem.query, problem.out, problem.lse, plan.num_entries,
         plan.query_start, plan.query_len,
@@ -133,13 +133,6 @@ def _attend_long(
         BLOCK_SIZE=plan.block_size, BLOCK_M=block_m, BLOCK_Q=block_q,
         HAS_MASK=plan.row_mask is not None, **constants,
     )  # fmt: skip
-
-
-def num_lines(problem: Problem, constants: dict[str, Any]) -> int:
-    """Lines of a tile of a long row."""
-    prefill = problem.query.shape[0] > 4 * problem.plan.num_rows
-    edge = max_lines(problem) if prefill else MIN_EDGE
-    return max(edge, triton.next_power_of_2(constants["GROUP"]))
 
 
 def _arguments(problem: Problem) -> tuple[Any, ...]:
@@ -169,7 +162,7 @@ def _constants(problem: Problem, widen: bool) -> dict[str, Any]:
     plan, rotation = problem.plan, problem.rotation
     num_kv_heads, head_dim = problem.key_cache.shape[2:]
     slots = max(MIN_EDGE, triton.next_power_of_2(plan.block_size))
-    keys = tile_edge(head_dim, problem.query.dtype)
+    keys = tile_edge(problem)
     return {
         "NUM_KV_HEADS": num_kv_heads,
         "GROUP": problem.query.shape[1] // num_kv_heads,

@@ -18,7 +18,7 @@ import triton.language as tl
 from attention_kernels.base import Problem
 from attention_kernels.plan import SegmentPlan
 from attention_kernels.sharing import shared_spans, tile_sizes
-from attention_kernels.triton_tile import LN_2, MIN_EDGE, attend_entries, max_lines
+from attention_kernels.triton_tile import LN_2, MIN_EDGE, attend_entries, tile_edge
 
 SPAN_KEYS = (1024, 512, 256, 128)
 PARTIAL_BYTES = 256 << 20
@@ -38,7 +38,8 @@ class Tuning:
     num_programs: int = 264
     shared_lines: int = 64
     # Block ids are fetched ahead of keys and values, which halves how far these are ahead: with 3
-    # or 4 stages their next tile is fetched while no product is computed, from 5 on beside it.
+    # or 4 stages their next tile is fetched while no product is computed, from 5 on beside it
+    # (as Triton 3.9 compiles it).
     narrow: tuple[int, int] = (3, 4)
     wide: tuple[int, int] = (3, 4)
 
@@ -83,7 +84,7 @@ def choose(problem: Problem) -> Cut | None:
             break
     if num_spans < 2 or num_spans * line_bytes > PARTIAL_BYTES:
         return None
-    return Cut(span, num_spans, short, short * group, min(tuning.shared_lines, max_lines(problem)))
+    return Cut(span, num_spans, short, short * group, min(tuning.shared_lines, tile_edge(problem)))
 
 
 def worth_sharing(group: int) -> int:
@@ -210,7 +211,7 @@ def _merge_kernel(
     tl.store(lse + place * (NUM_KV_HEADS * GROUP) + head, tl.where(nothing, float("-inf"), log_sum))
 
 
-def widths(plan: SegmentPlan, cut: Cut) -> list[tuple[int, int, int, tuple[int, int]]]:
+def _widths(plan: SegmentPlan, cut: Cut) -> list[tuple[int, int, int, tuple[int, int]]]:
     """(fewest rows, most rows, lines, launch options) of each launch of the span kernel."""
     lines = max(MIN_EDGE, triton.next_power_of_2(cut.lines))
     most = lines // cut.lines
@@ -231,7 +232,7 @@ def attend(
     tops, totals = problem.lse.new_empty(shape), problem.lse.new_empty(shape)
     mask = plan.blocks if plan.row_mask is None else plan.row_mask.view(torch.uint8)
     has_mask = plan.row_mask is not None
-    for least, most, block_m, (num_stages, num_warps) in widths(plan, cut):
+    for least, most, block_m, (num_stages, num_warps) in _widths(plan, cut):
         _span_kernel[(plan.num_rows, cut.num_spans, num_kv_heads)](
             problem.query, sums, tops, totals, places.row, places.tile, plan.num_entries,
             plan.query_start, plan.query_len, mask, plan.num_rows, cut.num_spans, cut.span,

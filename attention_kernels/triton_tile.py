@@ -21,23 +21,19 @@ def padded_dim(head_dim: int) -> int:
     return max(MIN_EDGE, triton.next_power_of_2(head_dim))
 
 
-def tile_edge(head_dim: int, dtype: torch.dtype) -> int:
+def tile_edge(problem: Problem) -> int:
     """The most lines of a tile, and the most keys of a step of its loop: 16 to 64.
 
-    dtype: of what is multiplied. With these, kernels fit the 99 KB of shared memory that a program
-    can have on compute capabilities 8.6 and 8.9 (CUDA C++ Programming Guide, technical
-    specifications per compute capability), and almost nothing of a tile spills from registers:
-    test_compiled.py counts. fp32 products that keep all bits run outside the tensor cores and take
-    four times the registers.
+    With these, kernels fit the 99 KB of shared memory that a program can have on compute
+    capabilities 8.6 and 8.9 (CUDA C++ Programming Guide, technical specifications per compute
+    capability), and almost nothing of a tile spills from registers: test_compiled.py counts.
     """
-    edge = MAX_EDGE * 128 // padded_dim(head_dim) // (4 if dtype == torch.float32 else 1)
+    plan, edge = problem.plan, MAX_EDGE * 128 // padded_dim(problem.query.shape[2])
+    if problem.query.dtype == torch.float32:
+        edge //= 4  # products that keep all bits run outside the tensor cores
+    if plan.shifts is not None or plan.visible is not None:
+        edge //= 2  # lines are held as they are and turned, or each key's limit beside them
     return min(MAX_EDGE, max(MIN_EDGE, edge))
-
-
-def max_lines(problem: Problem) -> int:
-    """The most lines of a tile; those that turn are held in registers twice."""
-    head_dim, twice = problem.query.shape[2], problem.plan.shifts is not None
-    return tile_edge(2 * head_dim if twice else head_dim, problem.query.dtype)
 
 
 @triton.jit

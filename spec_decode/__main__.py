@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 COMMANDS = {
     "collect": "Collect",
@@ -68,12 +68,14 @@ def _add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         default = None if field.default is MISSING else field.default
         many = isinstance(default, tuple)
         kind = type(default[0]) if many and default else hints[field.name]
+        choices = get_args(kind) if get_origin(kind) is Literal else None
         if kind not in (int, float, str):
             kind = Path if "Path" in str(kind) else str
         shown = " ".join(map(str, default)) if many and default else default
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=kind,
+            choices=choices,
             required=field.default is MISSING,
             default=default,
             **({"nargs": "+"} if many else {}),

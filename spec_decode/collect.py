@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import records
+from .dtypes import Dtype
 from .head import model_name
 from .problems import Problem, make_problems, read_answer
 from .reading import load_model, stop_ids, write_greedily
@@ -30,6 +31,7 @@ class Collect:
         seed: Which ones.
         max_tokens: Longest answer.
         batch: Problems that are answered at once.
+        dtype: What the model is loaded in: float32, bfloat16, float16, or auto for its files'.
 
     """
 
@@ -41,6 +43,7 @@ class Collect:
     seed: int = 0
     max_tokens: int = 40
     batch: int = 32
+    dtype: Dtype = "float32"
 
 
 def run(settings: Collect) -> None:
@@ -50,7 +53,7 @@ def run(settings: Collect) -> None:
     problems = [p for p in _problems(settings) if f"{name}/{p.key}" not in done]
     if not problems:
         return
-    model, tokenizer = load_model(settings.model)
+    model, tokenizer = load_model(settings.model, settings.dtype)
     ends = stop_ids(model, tokenizer)
     with tqdm(total=len(problems), desc="collect", unit="problem") as bar:
         for some in batches(problems, settings.batch):
@@ -67,17 +70,28 @@ def _problems(settings: Collect) -> list[Problem]:
     return load_problems(settings.data, settings.form)[: settings.num]
 
 
-def texts_of(path: Path, model: str) -> list[dict[str, Any]]:
+def texts_of(path: Path, model: str, ends: Collection[int] = ()) -> list[dict[str, Any]]:
     """Return the records that a model has written.
 
+    Args:
+        path: The file.
+        model: Path or name of the model.
+        ends: Tokens that only end a text.
+
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or one goes on behind its end.
 
     """
     name = model_name(model)
     found = [record for record in records.read(path) if record["model"] == name]
     if not found:
         raise ValueError(f"{path} has no text of {name}: run `python -m spec_decode collect`")
+    for record in found:
+        if not set(ends).isdisjoint(record["text"][:-1]):
+            raise ValueError(
+                f"{path}, {record['key']}: the text goes on behind the end of its line, into "
+                "questions of its own; delete the file and run `python -m spec_decode collect`"
+            )
     return found
 
 

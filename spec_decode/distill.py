@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from .collect import batches, texts_of
-from .reading import Batch, load_model
+from .dtypes import Dtype
+from .reading import Batch, load_model, stop_ids
 
 IGNORED = -100
 NUM_OTHER_TOKENS = 4000
@@ -36,6 +37,8 @@ class Distill:
         rate: Highest learning rate.
         batch: Texts a step.
         seed: Order of the texts.
+        dtype: What the target is loaded in: float32, bfloat16, float16, or auto for its files'. The
+            draft is trained and kept in float32: updates are too small for less.
 
     """
 
@@ -47,20 +50,21 @@ class Distill:
     rate: float = 6e-4
     batch: int = 16
     seed: int = 0
+    dtype: Dtype = "float32"
 
 
 def run(settings: Distill) -> None:
     """Train from where an earlier run stopped, and write the draft after every epoch."""
-    written = texts_of(settings.data, settings.model)
-    texts = [record["prompt"] + record["text"] for record in written]
-    starts = [len(record["prompt"]) for record in written]
+    texts_of(settings.data, settings.model)  # before a model is read for nothing
     state = settings.out / "training.json"
     done = json.loads(state.read_text("utf-8"))["epochs"] if state.exists() else 0
     if done >= settings.epochs:
         return
-    model, tokenizer = load_model(settings.model)
-    draft = load_model(str(settings.out))[0] if done else keep_layers(model, settings.layers)
-    vocabulary = _vocabulary(texts, model.config.vocab_size, settings.seed)
+    draft, tokenizer = _draft(settings, done)
+    written = texts_of(settings.data, settings.model, stop_ids(draft, tokenizer))
+    texts = [record["prompt"] + record["text"] for record in written]
+    starts = [len(record["prompt"]) for record in written]
+    vocabulary = _vocabulary(texts, draft.config.vocab_size, settings.seed)
     trained = [p for p in draft.model.layers.parameters()] + [draft.model.norm.weight]
     for weight in draft.parameters():
         weight.requires_grad_(False)
@@ -89,8 +93,16 @@ def run(settings: Distill) -> None:
             _save(draft, tokenizer, settings, epoch + 1)
 
 
+def _draft(settings: Distill, done: int) -> tuple[Any, Any]:
+    """Return the draft as far as it has been trained, and its tokenizer, which is the target's."""
+    if done:
+        return load_model(str(settings.out))
+    target, tokenizer = load_model(settings.model, settings.dtype)
+    return keep_layers(target, settings.layers), tokenizer
+
+
 def keep_layers(model: Any, layers: tuple[int, ...]) -> Any:
-    """Return a model of a target's chosen layers.
+    """Return a model of a target's chosen layers, in float32.
 
     Raises:
         ValueError: The target has no such layer.
@@ -114,7 +126,7 @@ def keep_layers(model: Any, layers: tuple[int, ...]) -> Any:
             weights[name] = tensor.clone()
     draft.load_state_dict(weights)
     draft.generation_config = model.generation_config
-    return draft.to(model.device)
+    return draft.to(model.device, torch.float32)
 
 
 def _vocabulary(texts: list[list[int]], vocab_size: int, seed: int) -> torch.Tensor:

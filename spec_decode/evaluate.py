@@ -14,11 +14,13 @@ from typing import Any
 from tqdm import tqdm
 
 from . import records
+from .dtypes import Dtype
 from .head import load_head
 from .problems import Problem, make_problems, read_answer
 from .reading import load_model, stop_ids
 from .rules import KL, FLy, Judge, Rule, TopNDelta, Typical
 from .speculate import speculate
+from .vocabulary import check_pair
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Evaluate:
         seed: Which ones; take another than for training.
         drafts: Draft tokens a step.
         max_tokens: Longest answer.
+        dtype: What target and draft are loaded in: float32, bfloat16, float16, or auto for their
+            files'.
 
     """
 
@@ -45,6 +49,7 @@ class Evaluate:
     seed: int = 1
     drafts: int = 4
     max_tokens: int = 40
+    dtype: Dtype = "float32"
 
 
 def rules(judge: Path | None, target: str) -> dict[str, Rule | None]:
@@ -73,7 +78,8 @@ def run(settings: Evaluate) -> None:
     compared = rules(settings.judge, settings.model)
     tasks = [(n, p) for p in problems for n in compared if f"{n}/{p.key}" not in done]
     if tasks:
-        models = load_model(settings.model), load_model(settings.draft)
+        check_pair(settings.model, settings.draft)
+        models = Models.load(settings)
         for name, problem in tqdm(tasks, desc="evaluate", unit="answer"):
             record = _answer(settings, models, compared[name], problem)
             records.append(settings.out, [{"key": f"{name}/{problem.key}", "rule": name, **record}])
@@ -87,18 +93,36 @@ def run(settings: Evaluate) -> None:
         print(row(name, found))
 
 
-def _answer(settings: Evaluate, models: Any, rule: Rule | None, problem: Problem) -> dict[str, Any]:
-    (target, tokenizer), (draft, _) = models
+@dataclass(frozen=True)
+class Models:
+    """What answers: two models, their tokenizer, and the tokens that end an answer."""
+
+    target: Any
+    draft: Any
+    tokenizer: Any
+    ends: frozenset[int]
+
+    @classmethod
+    def load(cls, settings: Evaluate) -> Models:
+        """Load the pair that the settings name."""
+        target, tokenizer = load_model(settings.model, settings.dtype)
+        draft, _ = load_model(settings.draft, settings.dtype)
+        return cls(target, draft, tokenizer, stop_ids(target, tokenizer))
+
+
+def _answer(
+    settings: Evaluate, models: Models, rule: Rule | None, problem: Problem
+) -> dict[str, Any]:
     trace = speculate(
-        target,
-        draft,
-        tokenizer.encode(problem.question),
+        models.target,
+        models.draft,
+        models.tokenizer.encode(problem.question),
         rule=rule,
         num_drafts=settings.drafts,
         max_tokens=settings.max_tokens,
-        stop_ids=stop_ids(target, tokenizer),
+        stop_ids=models.ends,
     )
-    text = tokenizer.decode(trace.tokens, skip_special_tokens=True)
+    text = models.tokenizer.decode(trace.tokens, skip_special_tokens=True)
     return {
         "right": read_answer(text) == problem.answer,
         "tokens": len(trace.tokens),

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from . import records
 from .collect import batches
+from .dtypes import Dtype
 from .head import JudgeHead, model_name, save_head
 from .picture import curve_svg
 from .reading import hidden_states, load_model
@@ -33,6 +34,7 @@ class Fit:
         recall: Share of the tokens that matter which the threshold must catch, 0-1.
         held_out: Share of the problems that is not trained on, 0-1.
         batch: Texts that are read at once.
+        dtype: What the model is loaded in: float32, bfloat16, float16, or auto for its files'.
 
     """
 
@@ -42,13 +44,12 @@ class Fit:
     recall: float = 0.9
     held_out: float = 0.25
     batch: int = 32
+    dtype: Dtype = "float32"
 
 
 def run(settings: Fit) -> None:
     """Read hidden states, or those of an earlier run, fit, and write head and picture."""
-    examples = list(records.read(settings.data))
-    if not examples:
-        raise ValueError(f"{settings.data} holds no examples: run `python -m spec_decode label`")
+    examples = _examples(settings)
     hidden = read_features(settings, examples)
     labels = torch.tensor([float(mark[1]) for e in examples for mark in e["marks"]])
     groups = [e["group"] for e in examples for _ in e["marks"]]
@@ -66,6 +67,25 @@ def run(settings: Fit) -> None:
     picture = curve_svg(points, "recall of tokens that matter", "precision")
     settings.out.with_suffix(".svg").write_text(picture, "utf-8")
     print(json.dumps({**head.facts, "threshold": head.threshold}))
+
+
+def _examples(settings: Fit) -> list[dict[str, Any]]:
+    """Return what there is to learn from.
+
+    Raises:
+        ValueError: There is nothing, or it is written in the tokens of another model.
+
+    """
+    examples, name = list(records.read(settings.data)), model_name(settings.model)
+    if not examples:
+        raise ValueError(f"{settings.data} holds no examples: run `python -m spec_decode label`")
+    for example in examples:
+        if (other := example.get("model", name)) != name:
+            raise ValueError(
+                f"{settings.data}, {example['key']}: a label of {other}, not of {name}: run "
+                "`python -m spec_decode label` for this model into another file"
+            )
+    return examples
 
 
 def fit_head(
@@ -196,13 +216,14 @@ def read_features(settings: Fit, examples: Sequence[dict[str, Any]]) -> torch.Te
     some_at = list(batches(examples, settings.batch))
     for number, some in enumerate(tqdm(some_at, desc="read", unit="batch")):
         path = folder / f"{number:05d}.safetensors"
-        digest = str(_digest(settings.model + json.dumps(some)))
+        dtype = "" if settings.dtype == "float32" else settings.dtype
+        digest = str(_digest(settings.model + dtype + json.dumps(some)))
         if path.exists():
             with safe_open(str(path), "pt") as file:
                 if (file.metadata() or {}).get("digest") == digest:
                     parts.append(file.get_tensor("hidden"))
                     continue
-        model = model or load_model(settings.model)[0]
+        model = model or load_model(settings.model, settings.dtype)[0]
         places = [[mark[0] for mark in example["marks"]] for example in some]
         parts.append(hidden_states(model, [example["ids"] for example in some], places))
         save_file({"hidden": parts[-1]}, str(path), {"digest": digest})

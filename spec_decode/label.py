@@ -9,7 +9,7 @@ answer and those of a wrong one up to its error are right, the error is not.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from tqdm import tqdm
 
 from . import records
 from .collect import batches, texts_of
+from .dtypes import Dtype
+from .head import model_name
 from .problems import read_answer
 from .reading import load_model, next_tokens, stop_ids, write_greedily
+from .vocabulary import check_pair
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Label:
         per_problem: Most draft tokens tried in one answer.
         max_tokens: Longest answer.
         batch: Texts that are continued at once.
+        dtype: What target and draft are loaded in: float32, bfloat16, float16, or auto for their
+            files'.
 
     """
 
@@ -47,6 +52,7 @@ class Label:
     per_problem: int = 6
     max_tokens: int = 40
     batch: int = 48
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,24 @@ def run(settings: Label) -> None:
     """Label everything that has no record yet.
 
     Raises:
-        ValueError: There is nothing to label, or the draft is missing.
+        ValueError: There is nothing to label, or the draft is missing or has another vocabulary.
 
     """
     if settings.data is None and settings.hand is None:
         raise ValueError("label needs --data (and --draft), or --hand")
     if settings.data is not None and settings.draft is None:
         raise ValueError("label --data needs the draft whose tokens are tried: --draft")
-    target, tokenizer = load_model(settings.model)
-    done = records.finished(settings.out)
+    if settings.data is not None and settings.draft is not None:
+        check_pair(settings.model, settings.draft)
+    target, tokenizer = load_model(settings.model, settings.dtype)
+    done, name = records.finished(settings.out), model_name(settings.model)
     if settings.hand is not None:
         marked = [r for r in _by_hand(settings.hand, tokenizer) if r["key"] not in done]
-        records.append(settings.out, marked)
+        records.append(settings.out, [{**record, "model": name} for record in marked])
     if settings.data is None:
         return
-    swaps = [swap for swap in _swaps(settings, tokenizer, target) if swap.key not in done]
     ends = stop_ids(target, tokenizer)
+    swaps = [swap for swap in _swaps(settings, target, ends) if swap.key not in done]
     with tqdm(total=len(swaps), desc="label", unit="token") as bar:
         for some in batches(swaps, settings.batch):
             rest = write_greedily(
@@ -91,20 +99,21 @@ def run(settings: Label) -> None:
                 answer = read_answer(tokenizer.decode(text, skip_special_tokens=True))
                 ids = swap.prompt + swap.text
                 marks = [[len(ids) - 1, int(answer == swap.given)]]
-                found.append({"key": swap.key, "group": swap.group, "ids": ids, "marks": marks})
+                about = {"key": swap.key, "group": swap.group, "model": name}
+                found.append({**about, "ids": ids, "marks": marks})
             records.append(settings.out, found)
             bar.update(len(some))
 
 
-def _swaps(settings: Label, tokenizer: Any, target: Any) -> Iterator[Swap]:
+def _swaps(settings: Label, target: Any, ends: Collection[int]) -> Iterator[Swap]:
     """Yield draft tokens to be tried: where draft and target differ, and neither ends the text."""
     assert settings.data is not None and settings.draft is not None
-    draft, _ = load_model(settings.draft)
-    ends = set(stop_ids(target, tokenizer))
-    written = texts_of(settings.data, settings.model)
+    draft, _ = load_model(settings.draft, settings.dtype)
+    written = texts_of(settings.data, settings.model, ends)
     answered = [record for record in written if record["given"] is not None]
     for some in tqdm(list(batches(answered, settings.batch)), desc="compare", unit="batch"):
-        chosen = next_tokens(draft, [r["prompt"] for r in some], [r["text"] for r in some])
+        prompts, texts = ([r[name] for r in some] for name in ("prompt", "text"))
+        chosen = next_tokens(draft, prompts, texts, target.config.vocab_size)
         for record, tokens in zip(some, chosen, strict=True):
             text = record["text"]
             places = [

@@ -62,7 +62,11 @@ def _make(key: str, rng: random.Random) -> Problem:
 
 
 def read_answer(text: str) -> str | None:
-    """Return the number or letter behind the last 'Answer', else the last number, else ``None``."""
+    """Return the answer that the first line gives, if any: behind 'Answer:', else its last number.
+
+    A token may hold a line's end and more; what stands behind it is no part of the answer.
+    """
+    text = text.partition("\n")[0]
     tail = text.rpartition("Answer:")[2] if "Answer:" in text else ""
     found = re.findall(r"-?\d[\d,]*|\b[A-E]\b", tail) or re.findall(r"-?\d[\d,]*", text)
     return found[-1].replace(",", "") if found else None

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from .dtypes import Dtype
+from .vocabulary import line_ids
 
-def load_model(path: str) -> tuple[Any, Any]:
-    """Load a causal model in float32 and its tokenizer."""
+
+def load_model(path: str, dtype: Dtype = "float32") -> tuple[Any, Any]:
+    """Load a causal model and its tokenizer.
+
+    Raises:
+        ValueError: There is no such precision.
+
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model, AutoTokenizer.from_pretrained(path)
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end an answer: those that end any text, and the end of the line."""
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end any text: the tokenizer's, and those of generation_config."""
     ends = model.generation_config.eos_token_id
-    line = tokenizer.encode("\n", add_special_tokens=False)
-    return sorted({*([ends] if isinstance(ends, int) else ends or ()), *line[-1:]})
+    named = [ends] if isinstance(ends, int) else ends or ()
+    return frozenset(i for i in (*named, tokenizer.eos_token_id) if i is not None)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: those that end any text, or hold a line break."""
+    ids = end_ids(model, tokenizer) | line_ids(tokenizer)
+    return frozenset(i for i in ids if i < model.config.vocab_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +58,20 @@ class Batch:
     width: int
 
     @classmethod
-    def of(cls, texts: Sequence[Sequence[int]], device: Any) -> Batch:
-        """Put texts side by side; each keeps at least its last token out of the shared part."""
+    def of(
+        cls, texts: Sequence[Sequence[int]], device: Any, most_shared: int | None = None
+    ) -> Batch:
+        """Put texts side by side; each keeps at least its last token out of the shared part.
+
+        Args:
+            texts: Token ids.
+            device: Where the inputs go.
+            most_shared: Most tokens of the shared part, for what is asked of later ones.
+
+        """
         first, most = texts[0], min(map(len, texts)) - 1
+        if most_shared is not None:
+            most = min(most, most_shared)
         num = 0
         while num < most and all(text[num] == first[num] for text in texts):
             num += 1
@@ -112,12 +139,24 @@ def write_greedily(
 
 @torch.inference_mode()
 def next_tokens(
-    model: Any, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    num_tokens: int | None = None,
 ) -> list[list[int]]:
-    """Return the model's most likely token in place of each token of texts behind prompts."""
+    """Return the model's most likely token in place of each token of texts behind prompts.
+
+    Args:
+        model: A causal model of transformers.
+        prompts: What texts stand behind.
+        texts: One a prompt.
+        num_tokens: Ids below which tokens are chosen; ``None`` for all that the model has.
+
+    """
     whole = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
     places = [range(len(p) - 1, len(w) - 1) for p, w in zip(prompts, whole, strict=True)]
-    tokens = model.lm_head(hidden_states(model, whole, places).to(model.device)).argmax(dim=-1)
+    hidden = hidden_states(model, whole, places).to(model.device, model.dtype)
+    tokens = model.lm_head(hidden)[:, :num_tokens].argmax(dim=-1)
     parts = tokens.cpu().split([len(text) for text in texts])
     return [part.tolist() for part in parts]
 
@@ -134,12 +173,11 @@ def hidden_states(
         places: For each text the indices of tokens that are asked for; N is their number in all.
 
     """
-    batch = Batch.of(sequences, model.device)
+    first_wanted = min((min(wanted) for wanted in places if len(wanted)), default=None)
+    batch = Batch.of(sequences, model.device, first_wanted)
     hidden = batch.read(model).last_hidden_state
     num_shared, rows = len(batch.shared), []
     for row, (tokens, wanted) in enumerate(zip(sequences, places, strict=True)):
-        if min(wanted, default=num_shared) < num_shared:
-            raise ValueError("hidden states are asked for on tokens that all texts begin with")
         first = batch.width - (len(tokens) - num_shared) - num_shared
         rows.append(hidden[row, [first + place for place in wanted]])
     return torch.cat(rows).float().cpu()

@@ -41,18 +41,18 @@ class Trace:
 class Reader:
     """A causal model with the K/V of one text.
 
-    Every call gives logits and last hidden states (after the final norm, what the vocabulary head
-    reads) of the tokens it is fed.
+    Every call gives logits of the first tokens of the vocabulary and last hidden states (after the
+    final norm, what the vocabulary head reads) of the tokens it is fed.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, num_tokens: int) -> None:
+        self._model, self._num_tokens = model, num_tokens
         self._cache: Any = None
         self._num_cached = 0
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append tokens; return [T, V] logits and [T, H] hidden states on them."""
+        """Append tokens; return [T, num_tokens] logits and [T, H] hidden states on them."""
         device = self._model.device
         output = self._model.model(
             input_ids=torch.tensor([list(tokens)], device=device),
@@ -62,7 +62,7 @@ class Reader:
         self._cache = output.past_key_values
         self._num_cached += len(tokens)
         hidden = output.last_hidden_state[0]
-        return self._model.lm_head(hidden), hidden
+        return self._model.lm_head(hidden)[:, : self._num_tokens], hidden
 
     def forget_behind(self, num_tokens: int) -> None:
         """Drop the K/V of all but the first tokens."""
@@ -91,7 +91,7 @@ def speculate(
 
     Args:
         target: A causal model of transformers with ``model`` and ``lm_head``.
-        draft: Another one with the same vocabulary.
+        draft: Another one with the same vocabulary; either embedding may be padded.
         prompt: Token ids.
         rule: What accepts beside the standard test; ``None`` for nothing.
         num_drafts: Draft tokens a step.
@@ -104,7 +104,9 @@ def speculate(
     if protected is not None:
         guard |= protected
     guard[list(stop_ids)] = True
-    reader, proposer, trace = Reader(target), Reader(draft), Trace()
+    # Beyond the narrower embedding there are no tokens, only padding of the other.
+    common = min(target.config.vocab_size, draft.config.vocab_size)
+    reader, proposer, trace = Reader(target, common), Reader(draft, common), Trace()
     text = list(prompt)
     logits, _ = reader.feed(text)
     text.append(int(logits[-1].argmax()))

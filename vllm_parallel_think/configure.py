@@ -66,6 +66,7 @@ def configure(vllm_config: VllmConfig) -> None:
         check_file(options.thought_embeddings, shape_of(vllm_config))
     if options.judge is not None:
         judge = judge_settings.load(options.judge, vllm_config)
+        judge_settings.refuse_other_vocabulary(vllm_config)
         settings = replace(settings, judge_threshold=judge.threshold)
     settings = replace(settings, no_workers=_prepare_workers(vllm_config, settings))
     _set_block_size(vllm_config, options)

@@ -17,11 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from spec_decode.dtypes import Dtype
+from spec_decode.vocabulary import check_pair
 
 from .engine import make_llm
 from .lines import Lines, Result, checksum
@@ -38,7 +41,7 @@ class Exam:
         prompts: Token ids of the questions.
         params: vLLM's sampling parameters.
         mark: Takes all answers and returns how many are right, or ``None``.
-        ends: Tokens that end an answer.
+        ends: Tokens that end an answer, those that the sampling parameters end it at.
 
     """
 
@@ -46,7 +49,7 @@ class Exam:
     prompts: list[list[int]]
     params: Any
     mark: Callable[[list[str]], int | None]
-    ends: list[int]
+    ends: frozenset[int]
 
     def key(self, name: str) -> str:
         """Return what a line of these very questions is kept under."""
@@ -69,8 +72,8 @@ def word_problems(tokenizer: Any, num: int, seed: int) -> Exam:
     from vllm import SamplingParams
 
     from spec_decode.problems import make_problems, read_answer
+    from spec_decode.vocabulary import line_ids
 
-    line = tokenizer.encode("\n", add_special_tokens=False)[-1]
     problems = make_problems(num, seed)
 
     def mark(texts: list[str]) -> int:
@@ -80,9 +83,10 @@ def word_problems(tokenizer: Any, num: int, seed: int) -> Exam:
     return Exam(
         f"{num} held-out word problems",
         [list(tokenizer.encode(p.question)) for p in problems],
-        SamplingParams(temperature=0, max_tokens=40, stop_token_ids=[line]),
+        # Not by token: thousands may hold a line break, and every step would look through them.
+        SamplingParams(temperature=0, max_tokens=40, stop=["\n"]),
         mark,
-        [line],
+        line_ids(tokenizer),
     )
 
 
@@ -99,7 +103,7 @@ def code_problems(tokenizer: Any, file: Path | None, num: int, run_code: bool) -
         [list(tokenizer.encode(p.prompt)) for p in problems],
         SamplingParams(temperature=0, max_tokens=96),
         lambda texts: num_passing(problems, texts) if run_code else None,
-        [],
+        frozenset(),
     )
 
 
@@ -137,6 +141,9 @@ class Rules:
                 "num_speculative_tokens": args.drafts,
             },
             max_model_len=1024,
+            dtype=args.dtype,
+            # Stop texts are found behind a step: another one would be under way, and be counted.
+            async_scheduling=False,
         )
         worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         verifier = worker._verifier
@@ -183,14 +190,14 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
     """Answer an exam one text at a time."""
     import torch  # not before .engine has said how many threads it may use
 
-    from spec_decode.reading import load_model, stop_ids
+    from spec_decode.reading import end_ids, load_model
     from spec_decode.speculate import speculate
 
-    (target, tokenizer), (draft, _) = load_model(args.model), load_model(str(args.draft))
-    ends = {*exam.ends, target.generation_config.eos_token_id}
+    target, tokenizer = load_model(args.model, args.dtype)
+    draft, _ = load_model(str(args.draft), args.dtype)
+    ends = exam.ends | end_ids(target, tokenizer)
     protected = torch.zeros(target.config.vocab_size, dtype=torch.bool)
     protected[[*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()]] = True
-    assert exam.ends == [] or set(stop_ids(target, tokenizer)) >= set(exam.ends)
     traces = [
         speculate(
             target, draft, prompt, rule=rule, num_drafts=args.drafts,
@@ -214,12 +221,12 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
     return result
 
 
-def alone(name: str, model: str, exams: Sequence[Exam], lines: Lines) -> list[Result]:
+def alone(name: str, model: str, exams: Sequence[Exam], lines: Lines, dtype: str) -> list[Result]:
     """Run a model without speculation, if a line is missing; for each exam the result."""
 
     @cache
     def started() -> Any:
-        llm = make_llm(model, None, max_model_len=1024)
+        llm = make_llm(model, None, max_model_len=1024, dtype=dtype, async_scheduling=False)
         warm_up(llm)
         return llm
 
@@ -273,7 +280,14 @@ def main() -> None:
     )
     parser.add_argument("--drafts", type=int, default=4, help="draft tokens a step")
     parser.add_argument("--picture", type=Path, default=Path("judge.svg"))
+    parser.add_argument(
+        "--dtype", choices=get_args(Dtype), default="float32", help="what models are loaded in"
+    )
     args = parser.parse_args()
+    try:
+        check_pair(args.model, str(args.draft))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if args.code and args.run_code:
         console.print("--run-code: programs that a model wrote will run here", style="bold red")
     # After .engine has set the environment, which vLLM reads when it is imported.
@@ -287,11 +301,13 @@ def main() -> None:
         exams.append(code_problems(tokenizer, args.code_file, args.code, args.run_code))
     _register_kernels_once()
     about = f"{args.drafts} drafts a step, {Path(args.model).name}"
+    if args.dtype != "float32":
+        about += f" in {args.dtype}"
     folders = (Path(args.model), args.draft)
     weights = [args.judge, *(f for d in folders for f in sorted(d.glob("*.safetensors")))]
     lines = Lines(args.picture.with_suffix(".jsonl"), f"{about}, {checksum(weights)}")
-    target = alone("target alone", args.model, exams, lines)
-    draft = alone("draft alone", str(args.draft), exams, lines)
+    target = alone("target alone", args.model, exams, lines, args.dtype)
+    draft = alone("draft alone", str(args.draft), exams, lines, args.dtype)
     under = Rules(args, lines)
     for number, exam in enumerate(exams):
         results = under.sit(exam)

@@ -137,14 +137,14 @@ def measure_votes(llm: Any, num_questions: int) -> None:
 
     from spec_decode.evaluate import interval
     from spec_decode.problems import make_problems
+    from spec_decode.vocabulary import line_ids
     from vllm_parallel_think.core.vote import extract
 
-    line = llm.get_tokenizer().encode("\n")[-1]
     problems = make_problems(num_questions, seed=5)
     share = BUDGET // NUM_VOTERS
     paths = {"parallel_think": "bench-attempts", "pt_num_paths": NUM_VOTERS}
     with_summary = {"pt_path_tokens": share - SUMMARY_SHARE, "pt_summary_tokens": SUMMARY_TOKENS}
-    ends = {"stop_token_ids": [line]}
+    ends = {"stop_token_ids": sorted(line_ids(llm.get_tokenizer()))}
     methods = {
         "one chain": ({"parallel_think": "off"}, BUDGET, ends),
         f"majority of {NUM_VOTERS}": (

@@ -75,6 +75,11 @@ def test_batches_read_as_single_texts(target: Any, shared: int) -> None:
     hidden = hidden_states(model, batch, places)
     expected = torch.cat([plain(model, t)[p] for t, p in zip(batch, places, strict=True)])
     assert torch.allclose(hidden, expected, atol=1e-4)
+    (text,) = texts(1, shared + 90, 5)
+    everywhere = range(len(text))
+    for twins in ([text], [text, text]):
+        hidden = hidden_states(model, twins, [everywhere for _ in twins])
+        assert torch.allclose(hidden[-len(text) :], plain(model, text), atol=1e-4)
     tails = texts(7, 5)
     for prompt, tail, found in zip(batch, tails, next_tokens(model, batch, tails), strict=True):
         logits = model.lm_head(plain(model, [*prompt, *tail]))
@@ -240,7 +245,7 @@ def test_distillation_goes_on_where_it_stopped(models: tuple[str, str], tmp_path
     assert draft.config.num_hidden_layers == 1
     assert draft.lm_head.weight.equal(model.lm_head.weight)
     assert not draft.model.norm.weight.equal(model.model.norm.weight)
-    assert stop_ids(draft, tokenizer) == stop_ids(model, tokenizer) == [EOS]
+    assert stop_ids(draft, tokenizer) == stop_ids(model, tokenizer) == {EOS}
 
 
 def test_hand_labels(models: tuple[str, str], tmp_path: Path) -> None:

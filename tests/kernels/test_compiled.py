@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 import triton
-from segment_cases import Case, Memory, make_rotary
+from segment_cases import Memory, make_rotary
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from attention_kernels import Row, SegmentPlan, triton_kernel, triton_spans
 from attention_kernels.base import KVScales, Problem, Rotation
+from attention_kernels.triton_tile import MIN_EDGE, tile_edge
 
 pytestmark = pytest.mark.skipif(
     "nvidia" not in triton.backends.backends, reason="this Triton cannot compile for NVIDIA's GPUs"
@@ -29,76 +31,104 @@ pytestmark = pytest.mark.skipif(
 # Per block, compute capabilities 8.6 and 8.9: CUDA C++ Programming Guide, technical specifications.
 SHARED_BYTES = 99 << 10
 TYPES = {
-    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
-    torch.float8_e4m3fn: "fp8e4nv", torch.int32: "i32",
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",
+    torch.float8_e4m3fn: "*fp8e4nv", torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
-FLOATS = "sums tops totals lse cos sin key_scale value_scale"
-INTS = (
-    "place_row place_tile num_entries_of query_start query_len blocks first count bound "
-    "shift_index visible_index visible_offset visible_limit"
-)
-UNIT_STRIDES = ("query_dim", "key_dim", "value_dim", "out_dim")
 LONG_STRIDES = ("key_block", "value_block")  # of caches beyond 2 ** 31 elements
-STRIDE = re.compile("(query|key|value|out)_(token|block|slot|head)")
+OPTIONS = ("num_stages", "num_warps")
 
 
 @dataclass(frozen=True)
 class Usage:
     """What one thread and one program take."""
 
+    name: str
     registers: int
     spilled_bytes: int
     shared_bytes: int
     async_bytes: frozenset[int]  # widths of the copies into shared memory
 
 
+Usages = Callable[[Problem, int], list[Usage]]
+
+
 def siblings(
     *, dtype: torch.dtype, dim: int, group: int, block_size: int, query_len: int = 1,
-    shift: int = 0, width: int = 8,
+    width: int = 8, **prefix: Any,
 ) -> Problem:  # fmt: skip
     """Rows over one prefix, laid out as vLLM's GPU cache is: keys and values of a slot together."""
     memory = Memory(600 * 16 // block_size, block_size)
-    prefix = replace(memory.segment(4096), shift=shift)
-    rows = [Row(query_len, (prefix, memory.segment(200))) for _ in range(width)]
+    shared = replace(memory.segment(4096), **prefix)
+    rows = [Row(query_len, (shared, memory.segment(200))) for _ in range(width)]
     shape = (*memory.written.shape, 2, 2 * dim)
     keys, values = torch.zeros(shape, dtype=dtype).chunk(2, dim=-1)
     query = torch.zeros(width * query_len, 2 * group, dim, dtype=dtype)
-    case = Case(query, keys, values, tuple(rows))
-    rotation, plan = None, SegmentPlan.build(rows, block_size)
+    # As in the plugin, whose plans compute some rows of a batch.
+    mask = torch.ones(width, dtype=torch.bool)
+    rotation, plan = None, replace(SegmentPlan.build(rows, block_size), row_mask=mask)
     if plan.shifts is not None:
         rotary = make_rotary(dim)
         rotation = Rotation(rotary, *rotary.tables(plan.shifts.values))
     lse = torch.zeros(query.shape[:2])
-    return Problem(query, keys, values, plan, case.scale, rotation, query.clone(), lse)
+    return Problem(query, keys, values, plan, dim**-0.5, rotation, query.clone(), lse)
 
 
-def usage(
-    kernel: Any, problem: Problem, constants: dict[str, Any], options: dict[str, int],
-    capability: int,
-) -> Usage:  # fmt: skip
-    """Compiles as a call with this problem's tensors would, whose pointers and strides align."""
-    names = kernel.arg_names
-    constants = constants | dict.fromkeys(UNIT_STRIDES, 1) | {"HAS_MASK": True}
-    constants = {name: value for name, value in constants.items() if name in names}
-    pointers = {"query": problem.query, "out": problem.out, "key": problem.key_cache}
-    kinds = {name: "*" + TYPES[tensor.dtype] for name, tensor in pointers.items()}
-    kinds |= {"value": kinds["key"], "row_mask": "*u8", "scale_log2": "fp32"}
-    kinds |= dict.fromkeys(FLOATS.split(), "*fp32") | dict.fromkeys(INTS.split(), "*i32")
-    kinds |= dict.fromkeys(LONG_STRIDES, "i64")
-    signature = {n: "constexpr" if n in constants else kinds.get(n, "i32") for n in names}
-    aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(names)
-        if signature[name].startswith("*") or (STRIDE.fullmatch(name) and name not in constants)
-    }
-    places = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature, places, aligned)
-    return read_usage(
-        triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    )
+class Recorder:
+    """Takes a kernel's place and keeps the arguments of its launches."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
+        self._kernel, self._launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **constants: Any) -> None:
+            named = dict(zip(self._kernel.arg_names, args, strict=False))
+            self._launches.append((self._kernel, named | constants))
+
+        return launch
 
 
-def read_usage(compiled: Any) -> Usage:
+@pytest.fixture
+def usages(monkeypatch: pytest.MonkeyPatch) -> Usages:
+    """Compiles what a call with a problem launches."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    for module, name in (
+        (triton_spans, "_span_kernel"), (triton_spans, "_merge_kernel"), (triton_kernel, "_kernel"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
+
+    def compiled(problem: Problem, capability: int) -> list[Usage]:
+        launches.clear()
+        triton_kernel.attend(problem)
+        return [usage(kernel, arguments, capability) for kernel, arguments in launches]
+
+    return compiled
+
+
+def usage(kernel: Any, arguments: dict[str, Any], capability: int) -> Usage:
+    """Compiles for these arguments, specialised as Triton does: ones, and multiples of 16."""
+    options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
+    names, signature, constants, aligned = kernel.arg_names, {}, {}, {}
+    for place, (name, param) in enumerate(zip(names, kernel.params, strict=True)):
+        value = arguments.pop(name)
+        if isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+        elif param.is_constexpr or (value == 1 and isinstance(value, int)):
+            signature[name], constants[(place,)] = "constexpr", value
+            continue
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+            continue
+        else:
+            signature[name] = "i64" if name in LONG_STRIDES else "i32"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    assert not arguments, f"{kernel.__name__} has no {list(arguments)}"
+    source, target = ASTSource(kernel, signature, constants, aligned), ("cuda", capability, 32)
+    compiled = triton.compile(source, target=GPUTarget(*target), options=options)
+    return read_usage(f"{kernel.__name__} {constants}", compiled)
+
+
+def read_usage(name: str, compiled: Any) -> Usage:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -109,69 +139,53 @@ def read_usage(compiled: Any) -> Usage:
     assert found, report
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x[0-9a-f]+|\d+)",
                         compiled.asm["ptx"])  # fmt: skip
-    return Usage(
-        int(found[1]), int(found[2]), compiled.metadata.shared, frozenset(int(b, 0) for b in copies)
-    )
+    widths = frozenset(int(width, 0) for width in copies)
+    return Usage(name, int(found[1]), int(found[2]), compiled.metadata.shared, widths)
 
 
-def usages(problem: Problem, capability: int) -> dict[str, Usage]:
-    """Of the launches that a call with this problem makes."""
-    constants, found = triton_kernel._constants(problem, widen=False), {}
-    cut = triton_spans.choose(problem)
-    assert cut is not None
-    for _, _, lines, (num_stages, num_warps) in triton_spans.widths(problem.plan, cut):
-        found[f"span of {lines} lines"] = usage(
-            triton_spans._span_kernel, problem,
-            constants | {"BLOCK_M": lines, "LINES": cut.lines},
-            {"num_stages": num_stages, "num_warps": num_warps}, capability,
-        )  # fmt: skip
-    merged = {"LINES": cut.lines, "AT_ONCE": triton_spans.MERGED_AT_ONCE}
-    found["merge"] = usage(triton_spans._merge_kernel, problem, constants | merged, {}, capability)
-    lines = triton_kernel.num_lines(problem, constants)
-    tile = {"BLOCK_M": lines, "BLOCK_Q": lines // constants["GROUP"]}
-    tile |= {"BLOCK_SIZE": problem.plan.block_size}
-    found[f"long, {lines} lines"] = usage(
-        triton_kernel._kernel, problem, constants | tile, {}, capability
-    )
-    return found
+def check(found: list[Usage], num_launches: int) -> None:
+    assert len(found) == num_launches, found
+    for used in found:
+        assert used.shared_bytes <= SHARED_BYTES, used
+        assert used.spilled_bytes <= 256, used
+        if not used.name.startswith("_merge"):
+            assert 16 in used.async_bytes, f"keys and values are not fetched ahead: {used}"
 
 
-def check(found: dict[str, Usage]) -> None:
-    for name, used in found.items():
-        assert used.shared_bytes <= SHARED_BYTES, (name, used)
-        assert used.spilled_bytes <= 256, (name, used)
-        if name != "merge":
-            assert 16 in used.async_bytes, f"{name}: keys and values are not fetched ahead"
+@pytest.mark.parametrize("prefix", [{}, {"shift": 5}, {"visible": (4000,)}])
+def test_hopper(usages: Usages, prefix: dict[str, Any]) -> None:
+    problem = siblings(dtype=torch.bfloat16, dim=128, group=7, block_size=16, **prefix)
+    check(usages(problem, 90), num_launches=3)
 
 
-@pytest.mark.parametrize("shift", [0, 5])
-def test_hopper(shift: int) -> None:
-    problem = siblings(dtype=torch.bfloat16, dim=128, group=7, block_size=16, shift=shift)
-    check(usages(problem, 90))
-
-
-def test_fp8_cache_on_hopper() -> None:
+def test_fp8_cache_on_hopper(usages: Usages) -> None:
     problem = siblings(dtype=torch.bfloat16, dim=128, group=7, block_size=16)
-    cache, one = problem.key_cache.to(torch.float8_e4m3fn), torch.ones(1)
-    check(usages(replace(problem, key_cache=cache, scales=KVScales(one, one)), 90))
+    keys, values = (t.to(torch.float8_e4m3fn) for t in (problem.key_cache, problem.value_cache))
+    scales = KVScales(torch.ones(2), torch.ones(2))
+    problem = replace(problem, key_cache=keys, value_cache=values, scales=scales)
+    check(usages(problem, 90), num_launches=3)
 
 
-def test_one_launch_where_nothing_can_be_shared() -> None:
+def test_a_row_alone_takes_one_launch_less(usages: Usages) -> None:
     alone = siblings(dtype=torch.bfloat16, dim=128, group=7, block_size=16, width=1)
-    cut = triton_spans.choose(alone)
-    assert cut is not None and [w[:3] for w in triton_spans.widths(alone.plan, cut)] == [(1, 2, 16)]
+    check(usages(alone, 90), num_launches=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 89, 90, 100])
+@pytest.mark.parametrize("visible", [False, True])
 @pytest.mark.parametrize("shift", [0, 5])
 @pytest.mark.parametrize("block_size", [16, 128])
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_all_shapes(
-    dtype: torch.dtype, dim: int, block_size: int, shift: int, capability: int
-) -> None:
+    usages: Usages, dtype: torch.dtype, dim: int, block_size: int, shift: int, visible: bool,
+    capability: int,
+) -> None:  # fmt: skip
+    seen = tuple(range(4000, 4020)) if visible else None
     problem = siblings(
-        dtype=dtype, dim=dim, group=7, block_size=block_size, shift=shift, query_len=20
-    )
-    check(usages(problem, capability))
+        dtype=dtype, dim=dim, group=7, block_size=block_size, query_len=20, shift=shift,
+        visible=seen,
+    )  # fmt: skip
+    # Two tokens of seven heads fill a narrow tile: a wider one is for more rows.
+    check(usages(problem, capability), num_launches=4 if tile_edge(problem) > MIN_EDGE else 3)

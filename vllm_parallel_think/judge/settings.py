@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config
 
 from spec_decode.head import load_head
 from spec_decode.rules import RULES, FLy, Rule, parameters
+from spec_decode.vocabulary import Vocabulary, refuse_other
 
 from ..core.errors import OptionError, quoted, shortened
+
+logger = init_logger(__name__)
 
 WHERE = "--additional-config: parallel_think.judge"
 
@@ -87,6 +92,42 @@ def _refuse_unsupported(raw: Mapping[str, Any], config: VllmConfig) -> None:
     for reason, present in reasons.items():
         if present:
             raise OptionError(f"{WHERE} cannot be combined with {reason}: drop one of them")
+
+
+def refuse_other_vocabulary(config: VllmConfig) -> None:
+    """Refuse a draft model to which token ids mean something else than to the served model.
+
+    vLLM compares sizes, and gives both the served model's tokenizer.
+
+    Raises:
+        OptionError: Says what differs, and what to do.
+
+    """
+    spec, model = config.speculative_config, config.model_config
+    tokenizer = cached_tokenizer_from_config(model)
+    if spec is None or spec.method != "draft_model" or tokenizer is None:
+        return
+    draft = spec.draft_model_config
+    try:
+        other = cached_get_tokenizer(
+            draft.model,
+            tokenizer_mode=model.tokenizer_mode,
+            revision=draft.revision,
+            trust_remote_code=draft.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "%s: draft model %s has no tokenizer to compare with the served model's; make sure "
+            "that their vocabularies are the same: %s", WHERE, draft.model, error
+        )  # fmt: skip
+        return
+    try:
+        refuse_other(
+            Vocabulary.of(model.model, tokenizer, model.get_vocab_size()),
+            Vocabulary.of(draft.model, other, draft.get_vocab_size()),
+        )
+    except ValueError as error:
+        raise OptionError(f"{WHERE}: {error}") from None
 
 
 def _refuse_mismatch(rule: Rule, name: str, config: VllmConfig) -> None:

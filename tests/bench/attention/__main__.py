@@ -122,9 +122,12 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     if args.tune and device != "cuda":
         parser.error("--tune measures what only a GPU can tell; there is none here")
-    points = grid(device, args.quick, args.dtypes.split(","))
-    if args.gate or args.tune:
-        points = gate_points(device) if args.gate else tuning_points()
+    if args.tune:
+        points = tuning_points()
+    elif args.gate:
+        points = gate_points(device)
+    else:
+        points = grid(device, args.quick, args.dtypes.split(","))
     records = run(points[: args.points], device, args)
     console.print(table_of(records))
     if args.tune:

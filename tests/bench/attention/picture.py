@@ -36,12 +36,12 @@ def draw(records: Iterable[dict[str, Any]], contender: str) -> str:
         "over the prefix; dashed: bound by traffic</text>",
     ]
     widths = sorted({width for lines in panels.values() for width in lines})
-    for number, (width, color) in enumerate(zip(widths, COLORS, strict=False)):
+    colors = dict(zip(widths, COLORS, strict=False))
+    for number, (width, color) in enumerate(colors.items()):
         parts.append(
             f'<text x="{MARGIN + 60 * number}" y="34" fill="{color}">'
             f"{width} row{'s' if width > 1 else ''}</text>"
         )
-    colors = dict(zip(widths, COLORS, strict=False))
     for number, (name, lines) in enumerate(sorted(panels.items())):
         x, y = number % columns * WIDTH, number // columns * HEIGHT + HEAD
         parts.append(f'<g transform="translate({x},{y})">{_panel(name, lines, colors)}</g>')
