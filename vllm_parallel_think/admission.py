@@ -46,7 +46,7 @@ def check(
         VLLMValidationError: Names the key, the value and what is allowed.
 
     """
-    options = _parse(params.extra_args)
+    options = _parse(params.extra_args).within(params.max_tokens)
     if isinstance(processed_input, dict) and processed_input.get("type") == "embeds":
         has_embeddings = True
     _refuse(
@@ -54,6 +54,10 @@ def check(
         {
             "structured outputs": params.structured_outputs is not None,
             "prompt_logprobs": params.prompt_logprobs is not None,
+            "prompt_logprob_token_ids": (
+                getattr(params, "prompt_logprob_token_ids", None) is not None
+            ),
+            "trace_decode_token_ids": getattr(params, "trace_decode_token_ids", None) is not None,
             "repetition_detection": params.repetition_detection is not None,
             "thinking_token_budget": getattr(params, "thinking_token_budget", None) is not None,
             "prompt embeddings": has_embeddings,
@@ -61,8 +65,18 @@ def check(
     )
 
 
+def may_branch(extra_args: dict[str, Any] | None) -> bool:
+    """Return whether a request with these ``vllm_xargs`` has a parallel profile.
+
+    Raises:
+        VLLMValidationError: Names the key, the value and what is allowed.
+
+    """
+    return _parse(extra_args).profile is not None
+
+
 def refuse_beam_search(request: Any) -> None:
-    """Refuse beam search in parallel: it ignores ``vllm_xargs``, and many beams cannot branch.
+    """Refuse beam search of a client that may say ``off``: beams are computed one token at a time.
 
     Raises:
         VLLMValidationError: The request would branch, or names a wrong key.
@@ -123,11 +137,13 @@ def _patch_protocols() -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 
     for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
         patch(request, "to_sampling_params", _checked)
     for request in (ChatCompletionRequest, CompletionRequest):
         patch(request, "to_beam_search_params", _no_beam)
+    patch(ServingTokens, "serve_tokens", _checked_tokens, ("self", "request"))
 
 
 def _checked(original: Callable[..., SamplingParams]) -> Callable[..., SamplingParams]:
@@ -138,6 +154,17 @@ def _checked(original: Callable[..., SamplingParams]) -> Callable[..., SamplingP
         return params
 
     return to_sampling_params
+
+
+def _checked_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Patch: a request in tokens carries its sampling parameters ready made."""
+
+    @functools.wraps(original)
+    async def serve_tokens(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        check(request.sampling_params)
+        return await original(self, request, *args, **kwargs)
+
+    return serve_tokens
 
 
 def _no_beam(original: Callable[..., Any]) -> Callable[..., Any]:

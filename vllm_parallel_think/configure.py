@@ -13,7 +13,7 @@ from vllm.platforms import CpuArchEnum, current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
-from . import admission, streaming
+from . import admission, streaming, tokenwise
 from .core.errors import OptionError
 from .core.hogwild.recipe import Recipe
 from .core.options import FLAG, ServerOptions
@@ -77,6 +77,7 @@ def configure(vllm_config: VllmConfig) -> None:
     refusals.enable()
     admission.install(settings)
     streaming.install()
+    tokenwise.install()
 
 
 def check_version(version: str) -> None:
@@ -110,6 +111,7 @@ def refuse_unsupported(config: VllmConfig, options: ServerOptions) -> None:
         "a model with sliding-window or chunked attention": bool(model.get_sliding_window())
         or model.attention_chunk_size is not None,
         "a model with M-RoPE positions": model.uses_mrope,
+        "a diffusion model": model.is_diffusion,
         "--kv-transfer-config": config.kv_transfer_config is not None,
         "--ec-transfer-config": config.ec_transfer_config is not None,
         "thought_embeddings with --speculative-config": (

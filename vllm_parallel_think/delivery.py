@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,28 +20,51 @@ LIVE_KEY = "parallel_think_live"
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
-def forced_logprobs(tokens: tuple[int, ...]) -> LogprobsLists:
-    """Return log-probabilities of forced tokens: certain, as nobody sampled them."""
-    return LogprobsLists(
-        np.asarray(tokens, dtype=np.int32)[:, None],
-        np.zeros((len(tokens), 1), dtype=np.float32),
-        np.ones(len(tokens), dtype=np.int32),
-    )
+def forced_logprobs(
+    tokens: tuple[int, ...], num_logprobs: int, named: Sequence[int] | None = None
+) -> LogprobsLists:
+    """Return log-probabilities of forced tokens, as many a token as of sampled ones.
+
+    A forced token is certain: its log-probability is 0, and that of every other token is minus
+    infinity, as vLLM reports a token beside which all others are masked away. Which others fill
+    the list says nothing then: they are those that the client named, or the lowest ids.
+
+    Args:
+        tokens: Forced tokens.
+        num_logprobs: Entries that the client asked for, beside the token's own.
+        named: Ids whose log-probabilities it asked for instead of the most likely ones.
+
+    """
+    own = np.asarray(tokens, dtype=np.int32)[:, None]
+    if named is not None:
+        beside = np.tile(np.asarray(named, dtype=np.int32), (len(tokens), 1))
+    else:
+        others = np.arange(max(num_logprobs - 1, 0), dtype=np.int32)[None]
+        beside = np.concatenate((own, others + (others >= own)), axis=1)[:, :num_logprobs]
+    ids = np.concatenate((own, beside), axis=1)
+    logprobs = np.where(ids == own, 0.0, -np.inf).astype(np.float32)
+    return LogprobsLists(ids, logprobs, np.ones(len(tokens), dtype=np.int32))
 
 
 def to_output(
     root: Request,
     emission: Emission,
     summary: dict[str, Any] | None,
+    vocab_size: int,
 ) -> EngineCoreOutput:
     """Turn what a group releases into an output under the client's request id."""
     if emission.payload is None:
         output = EngineCoreOutput(
             root.request_id, list(emission.forced), trace_headers=root.trace_headers
         )
-        assert root.sampling_params is not None
-        if emission.forced and root.sampling_params.num_logprobs is not None:
-            output.new_logprobs = forced_logprobs(emission.forced)
+        params = root.sampling_params
+        assert params is not None
+        if emission.forced and (num_logprobs := params.num_logprobs) is not None:
+            if num_logprobs == -1:
+                num_logprobs = vocab_size
+            output.new_logprobs = forced_logprobs(
+                emission.forced, num_logprobs, params.logprob_token_ids
+            )
     else:
         output = _readdressed(root, emission)
     if summary is not None:

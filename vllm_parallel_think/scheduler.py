@@ -60,6 +60,7 @@ class GroupSchedulerMixin(LockStepMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = Settings.from_config(self.vllm_config)
+        self._vocab_size = self.vllm_config.model_config.get_vocab_size()
         self._grammars = self._usable_grammars()
         self._profiles = {name: grammar.profile for name, grammar in self._grammars.items()}
         self._no_workers = workers_refusal(self.vllm_config)
@@ -133,7 +134,7 @@ class GroupSchedulerMixin(LockStepMixin):
                 self._profiles,
                 self._settings.default,
                 no_workers=self._no_workers,
-            )
+            ).within(request.max_tokens)
             if options.profile is None:
                 return None
             words, prompt = self._grammars[options.profile], request.prompt_token_ids
@@ -533,7 +534,9 @@ class GroupSchedulerMixin(LockStepMixin):
                     delivery.attach(output, CONFIG_KEY, summary)
             else:
                 show = group.branched or final or may_end
-                output = delivery.to_output(family.root, emission, summary if show else None)
+                output = delivery.to_output(
+                    family.root, emission, summary if show else None, self._vocab_size
+                )
                 if emission.payload is None and group.trunk.outbox:
                     self._move_prefill_stats(group, output)
             # A path that was held back is released by the thousand tokens.

@@ -31,6 +31,13 @@ def test_empty_settings_are_the_defaults():
     assert request(None) == request({}) == RequestOptions("multiverse", 8, 2)
 
 
+@pytest.mark.parametrize("extra", [{}, {"parallel_think": "npr", "pt_max_paths": 3}])
+def test_a_request_for_one_token_is_left_alone(extra):
+    options = request(extra)
+    assert options.within(1).profile is None
+    assert options.within(2) == options.within(None) == options
+
+
 def test_server_settings_are_taken():
     raw = {"profile": "npr", "profiles": ["a.toml"], "max_paths": 4, "held_kv_fraction": 1}
     options = ServerOptions.parse(raw)

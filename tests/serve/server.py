@@ -340,3 +340,22 @@ def _from_stream(stream: Any) -> list[Answer]:
         )
         for index, choices in sorted(parts.items())
     ]
+
+
+def thinking_model(model: Path, folder: Path) -> Path:
+    """Return a copy of a model that has a token for each of the tags of thinking."""
+    tags = {"<jupyter_start>": "<think>", "<jupyter_text>": "</think>"}
+    tags |= {"<jupyter_code>": "<tool_call>", "<jupyter_output>": "</tool_call>"}
+    for file in model.iterdir():
+        if file.name != "tokenizer.json":
+            (folder / file.name).symlink_to(file)
+    values = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in values["added_tokens"]:
+        if token["content"] in tags:
+            token["content"] = tags[token["content"]]
+            token["special"] = False
+    vocabulary = values["model"]["vocab"]
+    for old, new in tags.items():
+        vocabulary[new] = vocabulary.pop(old)
+    (folder / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder

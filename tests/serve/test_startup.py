@@ -16,9 +16,13 @@ from tests.metrics.scrape import Scrape
 from .server import FRUITS, XARGS, Answer, Server, environment, run_script, vllm_command
 
 _PATCHED = """
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.chat_completion import protocol as chat, serving as chat_serving
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.entrypoints.openai.completion import protocol as text, serving as text_serving
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.platforms import current_platform
 from vllm.v1.engine.output_processor import RequestState
 
@@ -33,6 +37,12 @@ SEAMS = [
     (text_serving.OpenAIServingCompletion, "completion_stream_generator"),
     (text_serving.OpenAIServingCompletion, "request_output_to_completion_response"),
     (RequestState, "make_request_output"),
+    (chat_serving.OpenAIServingChat, "_make_parser"),
+    (OpenAIServingResponses, "_make_response_parser"),
+    (OpenAIServingChatBatch, "chat_completion_full_generator_batch"),
+    (AnthropicServingMessages, "message_stream_converter"),
+    (ServingTokens, "serve_tokens"),
+    (ServingTokens, "serve_tokens_stream_generator"),
 ]
 
 def patched():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .errors import OptionError, quoted, shortened
@@ -149,6 +149,16 @@ class RequestOptions:
     layout: Layout | None = None
     check_every: int | None = None
     worker_tokens: int | None = None
+
+    def within(self, max_tokens: int | None) -> RequestOptions:
+        """Return what these options come to in an answer of at most so many tokens.
+
+        A single token cannot be thought in parallel, and a forced one would stand in its place. So
+        a request for one token is left alone, whoever sent it: a client that reads the next token's
+        log-probabilities, or vLLM itself, which makes such requests for beams and for scores and
+        cannot be told to turn branches off.
+        """
+        return replace(self, profile=None) if max_tokens == 1 else self
 
 
 AT_START_KEYS = (
