@@ -21,7 +21,7 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 def forced_logprobs(
-    tokens: tuple[int, ...], num_logprobs: int, named: Sequence[int] | None = None
+    tokens: tuple[int, ...], num_logprobs: int = 0, named: Sequence[int] | None = None
 ) -> LogprobsLists:
     """Return log-probabilities of forced tokens, as many a token as of sampled ones.
 

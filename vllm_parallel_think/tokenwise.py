@@ -102,7 +102,7 @@ def joined(messages: list[DeltaMessage]) -> DeltaMessage | None:
         return messages[0] if messages else None
     values: dict[str, Any] = {}
     for message in messages:
-        values.update(message.model_extra or {})
+        values.update((name, getattr(message, name)) for name in message.model_fields_set)
     for name in ("role", "content", "reasoning"):
         parts = [part for message in messages if (part := getattr(message, name)) is not None]
         if parts:

@@ -84,7 +84,6 @@ def summary_of(values: dict[str, Any]) -> Any:
         {"stop": ["Attempt 1:"]},
         {"stop": ["1:"], "include_stop_str_in_output": True},
         {"tools": [TOOL], "stop": ["final"]},
-        {"echo": True, "add_generation_prompt": False},
         {"stream_options": {"include_usage": True}},
         {"return_token_ids": True, "logprobs": True, "top_logprobs": 3, "stop": ["final"]},
         {"n": 2, "seed": 5, "temperature": 1.0, "stop": ["never seen"]},
@@ -151,6 +150,16 @@ def test_streamed_message_equals_whole(thinking: Server) -> None:
     (end,) = [event for event in events if event["type"] == "message_delta"]
     assert end["parallel_think"] == [summary_of(whole)]
     assert end["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+
+
+def test_a_chat_with_echo(thinking: Server) -> None:
+    """vLLM asks for log-probabilities of the prompt then, whether the client wants them or not."""
+    for stream in (False, True):
+        refusal = thinking.post(CHAT, **asked(CHAT, XARGS, echo=True), stream=stream)
+        assert refusal.status_code == 400
+        assert "prompt_logprobs cannot be combined" in refusal.json()["error"]["message"]
+        off = thinking.post(CHAT, **asked(CHAT, OFF, echo=True, max_tokens=4), stream=stream)
+        assert off.status_code == 200
 
 
 @pytest.mark.parametrize("mode", ["tokens", "text"])
@@ -228,8 +237,10 @@ def test_requests_that_vllm_makes_itself(thinking: Server) -> None:
     texts = [c["message"] for c in thinking.post(CHAT, **beams).json()["choices"]]
     assert texts[0] != texts[1]
     assert "Attempt" not in json.dumps(texts)
-    assert thinking.metric("vllm_pt_forks_total") > 0
+    forks = thinking.post(COMPLETIONS, **asked(COMPLETIONS, XARGS, max_tokens=40)).json()
+    assert summary_of(forks)["forks"] == 1
     before = thinking.metric("vllm_pt_forks_total")
+    assert before > 0
     prompt = "The capital of France is"
     for more in ({"max_tokens": 1}, {"max_tokens": 0, "echo": True}):
         body = asked(COMPLETIONS, {}, prompt=prompt, logprobs=2, **more)
