@@ -53,7 +53,9 @@ def check(
         options,
         {
             "structured outputs": params.structured_outputs is not None,
-            "prompt_logprobs": params.prompt_logprobs is not None,
+            "prompt_logprobs": params.prompt_logprobs is not None
+            or params.prompt_logprob_token_ids is not None,
+            "trace_decode_token_ids": params.trace_decode_token_ids is not None,
             "repetition_detection": params.repetition_detection is not None,
             "thinking_token_budget": getattr(params, "thinking_token_budget", None) is not None,
             "prompt embeddings": has_embeddings,
