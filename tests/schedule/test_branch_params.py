@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from tests.engine.tiny import EOS, VOCAB_SIZE, IdGrammar
+from vllm_parallel_think import admission
 from vllm_parallel_think.branches import branch_params
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.graph import Fork, Kind, Lane, Node, State
+from vllm_parallel_think.core.options import ServerOptions
+from vllm_parallel_think.core.profile import load_profile
 
 from .test_attacks import MODES
 from .test_schedules import simulate
@@ -168,3 +172,28 @@ def test_a_refused_set_fails_one_request(
         "parallel_think: a branch cannot be sampled as asked: temperature must be in [0, 2], got 3"
     )
     assert other.finish in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "says"),
+    [
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"prompt_logprob_token_ids": [[1, 2]]}, "prompt_logprobs"),
+        ({"trace_decode_token_ids": [1, 2]}, "trace_decode_token_ids"),
+    ],
+)
+def test_what_no_branch_can_be_sampled_with_is_refused_at_the_door(
+    sampling: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = SimpleNamespace(
+        options=ServerOptions(),
+        profiles={"npr": load_profile("npr")},
+        default="npr",
+        judge_threshold=None,
+        no_workers=None,
+    )
+    monkeypatch.setattr(admission, "_settings", server)
+    admission.check(SamplingParams())
+    with pytest.raises(VLLMValidationError, match=f"{says} cannot be combined"):
+        admission.check(SamplingParams(**sampling))
+    admission.check(SamplingParams(**sampling, extra_args={"parallel_think": "off"}))
