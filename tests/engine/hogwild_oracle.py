@@ -324,9 +324,10 @@ class HogwildOracle:
             ids = self._new(len(todo))
             view = [*view, *ids]
             logits = self.dense.step([_Row(view, todo, ids)])[0]
+            allowed = logits.clone()
             if sampled < least:
-                logits[EOS] = -torch.inf
-            token, sampled = int(logits.argmax()), sampled + 1
+                allowed[EOS] = -torch.inf
+            token, sampled = int(allowed.argmax()), sampled + 1
             self.written.visible.append(token)
             self.written.log_probs.append(float(logits.log_softmax(-1)[token]))
             if (token == EOS and not plan.ignore_eos) or sampled == most:

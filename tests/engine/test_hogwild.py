@@ -68,7 +68,7 @@ def test_cut_steps_are_closed_and_marks_and_ends_keep_to_the_clients_bounds(
         {"min_tokens": 140},
         {"ignore_eos": True, "max_tokens": 220},
     ]
-    for number, prompt in enumerate(prompts(6)):
+    for number, prompt in enumerate(prompts(4)):
         for bound in bounds:
             plan = plan_of(2 + number % 3, layout, worker_tokens=16, **changes, **bound)
             oracle = HogwildOracle(hf_model, plan)
@@ -82,7 +82,7 @@ def test_cut_steps_are_closed_and_marks_and_ends_keep_to_the_clients_bounds(
                 assert len(output.outputs[0].token_ids) == plan.max_tokens
             engine.assert_all_blocks_free()
     assert ends["budget"] and ends["found"]
-    assert closed > 20
+    assert closed > 10
 
 
 def test_a_lone_worker_writes_what_plain_decoding_writes(make_engine: Any, recipe: Any) -> None:
