@@ -295,6 +295,7 @@ def test_workers_for_whom_no_room_will_come_are_told_how_much_they_need(
     (family,) = simulation.scheduler._families
     assert family.group.branched
     simulation.reset()
+    family.stash.append((family.group.trunk, 1000, 0))
     monkeypatch.setattr(HogwildGroup, "blocks_needed", property(lambda group: 1000))
     simulation.run()
     assert client.finish == (
