@@ -95,6 +95,7 @@ class DenseGraph:
             counts = torch.bincount(written, minlength=len(logits))
             logits = logits - penalty.presence * (counts > 0) - penalty.frequency * counts
         if not may_end:
+            logits = logits.clone()
             logits[EOS] = -torch.inf
         return int(logits.argmax())
 

@@ -66,7 +66,7 @@ def test_cut_steps_are_closed_and_marks_and_ends_keep_to_the_clients_bounds(
     bounds: list[dict[str, Any]] = [
         {},
         {"min_tokens": 140},
-        {"ignore_eos": True, "max_tokens": 220},
+        {"ignore_eos": True, "max_tokens": 320},
     ]
     for number, prompt in enumerate(prompts(4)):
         for bound in bounds:
