@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+from typing import Any
 
+import msgspec
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
+from .core.errors import OptionError
 from .core.graph import Kind, Node, State
 from .core.options import GROUP_KEY, JUDGE_KEYS
 
-GREEDY = 1e-5
-"""vLLM samples greedily below this temperature."""
+_COMPUTED = {"max_tokens": 1, "min_tokens": 0, "logprobs": None, "logprob_token_ids": None}
+"""What replaces the client's parameters where a branch is run for its K/V only."""
 
 
 def branch_seed(seed: int, address: str) -> int:
@@ -21,37 +24,63 @@ def branch_seed(seed: int, address: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def branch_params(
-    root: Request, node: Node, num_visible_before: int, temperature: float | None = None
-) -> SamplingParams:
-    """Return the client's sampling parameters, as one branch needs them."""
+def branch_params(root: Request, node: Node, temperature: float | None = None) -> SamplingParams:
+    """Return the client's sampling parameters, as one branch needs them.
+
+    The result is as valid as what a client may send: vLLM checks the set again wherever it is
+    unpacked, and a worker process that finds it wrong ends.
+
+    Args:
+        root: The client's request.
+        node: What the branch computes.
+        temperature: Replaces the client's sampling temperature.
+
+    Raises:
+        OptionError: vLLM does not accept the set; says why.
+
+    """
     assert root.sampling_params is not None
-    params = copy.copy(root.sampling_params)
-    params.n = 1
-    extra = params.extra_args or {}
+    client = root.sampling_params
+    changes = _COMPUTED if _samples_nothing(node) else _sampled(client, node, temperature)
+    extra = client.extra_args or {}
     kept = {key: extra[key] for key in JUDGE_KEYS if key in extra}
-    params.extra_args = {**kept, GROUP_KEY: root.request_id}
-    params.structured_outputs = None
-    params.prompt_logprobs = None
-    params.repetition_detection = None
-    params.skip_reading_prefix_cache = True
-    params.min_tokens = 0
-    if node.state is State.DONE or node.kind is Kind.CLOSE:
-        params.max_tokens = 1
-        params.logprobs = None
-        return params
+    try:
+        return msgspec.structs.replace(
+            client,
+            n=1,
+            extra_args={**kept, GROUP_KEY: root.request_id},
+            structured_outputs=None,
+            prompt_logprobs=None,
+            prompt_logprob_token_ids=None,
+            prompt_logprob_start=None,
+            repetition_detection=None,
+            trace_decode_token_ids=None,
+            routed_experts_prompt_start=0,
+            skip_reading_prefix_cache=True,
+            **changes,
+        )
+    except (ValueError, VLLMValidationError) as error:
+        raise OptionError(f"a branch cannot be sampled as asked: {error}") from error
+
+
+def _samples_nothing(node: Node) -> bool:
+    """Whether a branch is run for its K/V only."""
+    return node.state is State.DONE or node.kind is Kind.CLOSE
+
+
+def _sampled(client: SamplingParams, node: Node, temperature: float | None) -> dict[str, Any]:
     # One more than the group's own limit, so that the group ends the branch, and one more for the
     # step that computes a tag's K/V.
-    params.max_tokens = (node.limit or 0) + 2
-    if node.kind is Kind.CONCLUSION and node.depth == 0:
-        params.min_tokens = max(0, root.sampling_params.min_tokens - num_visible_before)
+    most = node.limit if node.most is None else node.most
+    max_tokens = (most or 0) + 2
+    changes: dict[str, Any] = {"max_tokens": max_tokens}
+    # A budget ends an answer even below the client's least length, as max_tokens does.
+    changes["min_tokens"] = min(node.least, max_tokens)
     if temperature is not None:
-        params.temperature = temperature
-        if temperature < GREEDY:  # as vLLM does when a request comes in
-            params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
-    if params.seed is not None:
-        params.seed = branch_seed(params.seed, node.address)
-    return params
+        changes["temperature"] = temperature
+    if client.seed is not None:
+        changes["seed"] = branch_seed(client.seed, node.address)
+    return changes
 
 
 def branch_request(
@@ -59,7 +88,6 @@ def branch_request(
     node: Node,
     request_id: str,
     prefix: list[int],
-    num_visible_before: int,
     temperature: float | None = None,
 ) -> Request:
     """Return a request that computes a node behind its padded prefix.
@@ -69,14 +97,13 @@ def branch_request(
         node: A new node, or a finished one whose K/V was lost.
         request_id: A fresh id.
         prefix: Token ids of the prefix, padded to whole blocks.
-        num_visible_before: Visible tokens in front of the node.
         temperature: Replaces the client's sampling temperature.
 
     """
     return Request(
         request_id=request_id,
         prompt_token_ids=[*prefix, *node.tokens],
-        sampling_params=branch_params(root, node, num_visible_before, temperature),
+        sampling_params=branch_params(root, node, temperature),
         pooling_params=None,
         client_index=root.client_index,
         arrival_time=root.arrival_time,

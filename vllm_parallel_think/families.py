@@ -27,7 +27,7 @@ def short_id(request_id: str) -> str:
     return f"{request_id[: MAX_ID - tail - 1]}…{request_id[-tail:]}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Family:
     """One client request, its group, and the vLLM requests that compute the group's nodes.
 
@@ -68,7 +68,7 @@ class Family:
         return self.root.priority, self.root.arrival_time, self.root.request_id
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Branch:
     """One vLLM request of a family.
 

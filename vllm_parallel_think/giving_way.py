@@ -11,7 +11,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from .core.errors import shortened
+from .core.errors import OptionError
 from .core.hogwild.group import HogwildGroup
 from .families import Family, FamilyTable, short_id
 from .ledger import BlockLedger
@@ -22,6 +22,8 @@ logger = init_logger(__name__)
 
 MOST_EMPTY_STEPS = 100
 """Steps in a row without work, after which a request that cannot go on is ended."""
+
+_INTERNAL = "internal error; the server's log says which, beside this request's id"
 
 
 class GivingWayMixin(Scheduler):
@@ -61,10 +63,14 @@ class GivingWayMixin(Scheduler):
 
     @staticmethod
     def _fault(family: Family, error: Exception) -> None:
-        """Let one request fail at the end of the step: a fault in it must not end the engine."""
+        """Let one request fail at the end of the step: a fault in it must not end the engine.
+
+        What went wrong first is what the client is told: the rest follows from it. An error that is
+        no sentence for people stays in the log.
+        """
         logger.error("request %s failed", short_id(family.root.request_id), exc_info=error)
-        # What comes after a first fault is most often its consequence.
-        family.error = family.error or f"internal error: {shortened(repr(error), 500)}"
+        if family.error is None:
+            family.error = str(error) if isinstance(error, OptionError) else _INTERNAL
 
     def _keep_going(self, output: SchedulerOutput) -> None:
         """See to it that the next step can do something, if this one could do nothing."""

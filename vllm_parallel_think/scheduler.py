@@ -160,6 +160,7 @@ class GroupSchedulerMixin(LockStepMixin):
 
     def _limits(self, request: Request) -> Limits:
         options = self._settings.options
+        assert request.sampling_params is not None
         max_tokens = request.max_tokens
         if options.max_total_tokens is not None:
             max_tokens = min(max_tokens, options.max_total_tokens)
@@ -170,6 +171,8 @@ class GroupSchedulerMixin(LockStepMixin):
             max_tokens=max_tokens,
             max_forks=options.max_forks,
             has_room=self._has_room,
+            min_tokens=request.sampling_params.min_tokens,
+            ignore_eos=request.sampling_params.ignore_eos,
             vote_pattern=self._vote_pattern,
         )
 
@@ -574,14 +577,12 @@ class GroupSchedulerMixin(LockStepMixin):
             if parked is not None:
                 self.kv_holding_waiting.add_request(parked)
             else:
-                before = group.num_visible_until(node)
                 self._num_requests_made += 1
                 request = branch_request(
                     family.root,
                     node,
                     f"{family.root.request_id}#{node.address}-{self._num_requests_made}",
                     group.padded_prefix(node),
-                    before,
                     group.temperature(node),
                 )
                 self._families.attach(family, node, request)

@@ -15,6 +15,8 @@ def update_of(family: Family, ledger: BlockLedger) -> TeamUpdate | None:
     group = family.group
     if not isinstance(group, HogwildGroup) or not group.branched or family.parked:
         return None
+    if family.error is not None:  # fails at the end of this step; its K/V may be gone
+        return None
     if family.moves_told == group.num_moves:
         return None
 
@@ -23,7 +25,7 @@ def update_of(family: Family, ledger: BlockLedger) -> TeamUpdate | None:
         ids = tuple(block.block_id for block in ledger.blocks(node))
         return Run(ids, len(node.tokens), role)
 
-    first = family.history_told
+    first = min(family.history_told, group.num_unmoved)
     live = [
         (role, family.requests[node].request_id)
         for role, node in group.live.items()
@@ -38,7 +40,8 @@ def update_of(family: Family, ledger: BlockLedger) -> TeamUpdate | None:
         tuple((role, run(node)) for role, node in group.headers.items()),
         tuple(live),
     )
-    family.moves_told, family.history_told = group.num_moves, len(group.history)
+    family.moves_told = group.num_moves
+    family.history_told = group.num_unmoved = len(group.history)
     return update
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vocabularies import chars
+from vocabularies import Bytes, chars
 
 from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.exchange import Cause, Chunk, Limits, Verdict
-from vllm_parallel_think.core.graph import State
+from vllm_parallel_think.core.exchange import Cause, Chunk, Finish, Limits, Verdict
+from vllm_parallel_think.core.graph import Kind, State
 from vllm_parallel_think.core.hogwild import recipe as recipe_module
 from vllm_parallel_think.core.hogwild.group import HogwildGroup
 from vllm_parallel_think.core.hogwild.recipe import Check, Ending, Recipe, Workers
@@ -214,18 +214,38 @@ def test_headers_see_the_prompt_and_empty_runs_are_left_out() -> None:
 class Play:
     """Feeds a group texts, a character a step of the engine, as the scheduler does."""
 
-    def __init__(self, max_tokens: int = 1000, context: int = 1024, **options: Any) -> None:
-        limits = Limits(16, context // 16, max_tokens, 0, lambda _: True)
-        request = RequestOptions("toy", 8, 2, **options)
-        vocabulary = chars()
-        self.group = HogwildGroup(
-            vocabulary.encode("12+3"), Script(PROFILES["toy"], vocabulary), request, limits
+    def __init__(
+        self,
+        max_tokens: int = 1000,
+        context: int = 1024,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        recipe: str = GOOD,
+        vocabulary: Any = None,
+        **options: Any,
+    ) -> None:
+        self.limits = limits = Limits(
+            16,
+            context // 16,
+            max_tokens,
+            0,
+            lambda _: True,
+            min_tokens=min_tokens,
+            ignore_eos=ignore_eos,
         )
+        request = RequestOptions("toy", 8, 2, **options)
+        vocabulary = vocabulary or chars()
+        script = Script(parse_profile(recipe, "toy.toml"), vocabulary)
+        self.group = HogwildGroup(vocabulary.encode("12+3"), script, request, limits)
         self.vocabulary = vocabulary
-        self.seen = ""
+        self.tokens: list[int] = []
         self.group.end(self.group.trunk, Cause.CLOSED)
         self.group.sealed(self.group.trunk, kept=True)
         self.settle()
+
+    @property
+    def seen(self) -> str:
+        return self.vocabulary.text(self.tokens)
 
     def settle(self) -> None:
         group = self.group
@@ -235,10 +255,9 @@ class Play:
         for node in group.ready():
             group.started(node)
         for emission in group.release():
-            tokens = emission.forced or (emission.payload or ())[: emission.keep]
-            self.seen += self.vocabulary.text(list(tokens))
+            self.tokens += emission.forced or (emission.payload or ())[: emission.keep]
 
-    def step(self, order: tuple[int, ...] = (0, 1, 2, ANSWER), **texts: str | None) -> None:
+    def step(self, order: tuple[int, ...] = (0, 1, 2, ANSWER), **texts: str | int | None) -> None:
         """Run the live nodes once; ``w0="a"`` is what worker 0 samples, ``None`` its end."""
         group = self.group
         live = group.live
@@ -246,7 +265,7 @@ class Play:
             if role not in live:
                 continue
             node = live[role]
-            if role in (OTHERS, OWN) or node.state is State.CLOSING:
+            if node.kind is Kind.CLOSE or node.state is State.CLOSING:
                 group.end(node, Cause.CLOSED)
                 group.sealed(node, kept=True)
                 continue
@@ -255,7 +274,7 @@ class Play:
                 group.end(node, Cause.EOS)
                 group.sealed(node, kept=True)
                 continue
-            (token,) = self.vocabulary.encode(text)
+            (token,) = [text] if isinstance(text, int) else self.vocabulary.encode(text)
             verdict = group.feed(node, token)
             node.outbox.append(Chunk(1, (token,)))
             if verdict is Verdict.END:
@@ -308,13 +327,46 @@ def test_a_mark_ends_the_work() -> None:
     assert group.live == {}
 
 
-def test_an_end_of_sequence_ends_the_work_in_the_same_step_as_another_ones_end() -> None:
+def test_a_mark_ends_the_work_in_the_same_step_as_another_ones_end() -> None:
     play = Play()
-    play.say("ab.\n", "it i")
+    play.say("ab!\n", "it i")
     play.step(w0=" ", w1="s")
     play.step(w0="\n", w1=None)
-    assert play.seen == "A1:ab.\n \nB1:it is"
+    assert play.seen == "A1:ab!\n \nB1:it is"
     assert play.group.finished
+
+
+def test_a_worker_that_ends_its_text_without_a_mark_only_stops() -> None:
+    """The others go on, and what they write is not glued to its unfinished step."""
+    play = Play(worker_tokens=40, check_every=0)
+    play.say("ab.\n\n it is", "it is 4 and")
+    play.step(w0=None, w1=" ")
+    assert not play.group.finished
+    assert play.seen == "A1:ab.\n\nA2: it is\n\n"
+    play.step(w1="5")
+    assert list(play.group.live) == [1], "what closes a step is one more step of the engine"
+    for char in ".\n\nok.\n\n":
+        play.step(w1=char)
+    assert play.seen == "A1:ab.\n\nA2: it is\n\nB1:it is 4 and 5.\n\nB2:ok.\n\n"
+    play.step(w1=None)
+    assert play.seen.endswith("B2:ok.\n\nB3:="), "all stopped: the answer is forced"
+    play.step(answer="5")
+    play.step(answer=None)
+    assert play.group.finish == Finish("stop")
+
+
+def test_without_marks_whoever_ends_the_text_has_answered() -> None:
+    play = Play(recipe=GOOD.replace('marks = ["!"]', ""))
+    play.say("ab.", "it ")
+    play.step(w0=None, w1="i")
+    assert play.group.finished and play.seen == "A1:ab."
+
+
+def test_a_mark_in_an_unfinished_step_counts_where_the_text_ends() -> None:
+    play = Play()
+    play.say("ab!", "it ")
+    play.step(w0=None, w1="i")
+    assert play.group.finished and play.seen == "A1:ab!"
 
 
 def test_the_budget_forces_an_answer_over_everything() -> None:
@@ -322,15 +374,84 @@ def test_the_budget_forces_an_answer_over_everything() -> None:
     play.say("abcd", "efgh")
     assert [node.state for node in play.group.live.values()] == [State.CLOSING] * 2
     play.step()
-    assert play.seen == "A1:abcdB1:efgh="
+    assert play.seen == "A1:abcd\n\n"
+    play.step()
+    assert play.seen == "A1:abcd\n\nB1:efgh="
+    texts = [play.vocabulary.text(node.tokens) for node in play.group.history]
+    assert texts == ["A1:abcd", "\n\n", "B1:efgh"], "in the K/V as in the text"
     play.step(answer="1")
     play.step(answer="5")
     play.step(answer=None)
-    assert play.seen == "A1:abcdB1:efgh=15"
+    assert play.seen == "A1:abcd\n\nB1:efgh=15"
     summary = play.group.summary()
     assert summary["generated_tokens"] == 10
     assert summary["critical_path_tokens"] == 6
     assert summary["hogwild"]["workers"][1] == {"name": "B", "steps": 1, "tokens": 4}
+
+
+def test_a_step_that_is_cut_by_its_own_limit_is_closed_and_goes_on() -> None:
+    play = Play(recipe=GOOD.replace("[check]", "max_step_tokens = 3\n[check]", 1))
+    for _ in range(12):
+        play.step()
+    assert play.seen.startswith("A1:xxx\n\nB1:xxx\n\nA2:")
+    assert "xA" not in play.seen and "xB" not in play.seen
+    history = [play.vocabulary.text(node.tokens) for node in play.group.history]
+    assert history[:4] == ["A1:xx", "x\n\n", "B1:xx", "x\n\n"]
+
+
+@pytest.mark.parametrize("close", ['"|"', '""'])
+def test_a_recipe_says_what_closes_a_step(close: str) -> None:
+    play = Play(recipe=GOOD.replace("[check]", f"close = {close}\n[check]", 1), worker_tokens=2)
+    play.say("ab", "cd")
+    play.step()
+    if ANSWER not in play.group.live:
+        play.step()
+    assert play.seen == f"A1:ab{close[1:-1]}B1:cd="
+
+
+def test_answers_of_workers_are_as_long_as_was_asked_for() -> None:
+    for bounds in ({"min_tokens": 60}, {"ignore_eos": True}):
+        play = Play(max_tokens=80, worker_tokens=12, **bounds)
+        play.say("it is !.\n\n", "so it is !")
+        assert not play.group.finished, "a mark does not end it"
+        while ANSWER not in play.group.live:
+            play.step()
+        node = play.group.live[ANSWER]
+        shown = len(play.seen)
+        assert node.least == max(0, play.limits.min_tokens - shown)
+        for _ in range(200):
+            if play.group.finished:
+                break
+            play.step()
+        assert len(play.seen) == (60 if "min_tokens" in bounds else 80)
+        assert play.group.finish == Finish("length")
+
+
+def test_a_mark_counts_once_the_answer_is_long_enough() -> None:
+    play = Play(min_tokens=20, check_every=0)
+    text = "it is!.\n\n12 so!.\n\n"
+    play.say(text, "x" * len(text))
+    assert play.group.finished
+    assert play.seen == "A1:it is!.\n\nA2:12 so!.\n\n"
+
+
+@pytest.mark.parametrize("budget", range(1, 10))
+def test_workers_are_cut_between_characters(budget: int) -> None:
+    text = "é€😀".encode()
+    play = Play(worker_tokens=budget, vocabulary=Bytes())
+    while ANSWER not in play.group.live:
+        live = play.group.live
+        play.step(**{f"w{w}": text[(len(live[w].tokens) - 3) % 9] for w in (0, 1) if w in live})
+    assert "\ufffd" not in play.seen
+    for worker in play.group.workers:
+        assert budget <= worker.num_sampled <= budget + 3
+
+
+def test_a_sentence_may_end_with_a_character_of_several_tokens() -> None:
+    play = Play(vocabulary=Bytes())
+    for byte in "是。\n\n".encode():
+        play.step(w0=byte, w1="x")
+    assert play.group.workers[0].num_steps == 1
 
 
 @pytest.mark.parametrize("limits", [{"max_tokens": 60}, {"context": 96}])

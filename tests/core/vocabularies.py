@@ -45,4 +45,17 @@ def odd() -> Pieces:
     return Pieces(r">\n|></?|</?|[A-Za-z]{1,4}|.")
 
 
+class Bytes:
+    """One token per byte, as where a tokenizer knows no better for a character."""
+
+    def piece(self, token_id: int) -> str:
+        return self.text([token_id])
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return bytes(token for token in token_ids if token >= 0).decode("utf-8", "replace")
+
+
 ALL = (chars, tags, odd)

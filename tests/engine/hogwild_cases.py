@@ -18,6 +18,7 @@ NUMBER = 100
 NAMES = (41, 42, 43, 44)
 OTHERS, OWN = (50, 51, 52), (53, 54, 55, 56)
 QUESTION, FORCED, FOUND = (60, 61, 62), (63, 64), (65, 66, 67)
+CLOSE, MARKS = (68, 69), (170, 180, 190, 200)
 ENDS = tuple(range(10, 34, 2))
 
 
@@ -38,6 +39,7 @@ def write_recipe(folder: Path, **changes: Any) -> str:
         **changes,
     }
     every, found = values.pop("every", 0), values.pop("found", list(FOUND))
+    marks = [f"w{token}" for token in values.pop("marks", ())]
     workers = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
     path = folder / "workers.toml"
     path.write_text(
@@ -50,6 +52,7 @@ summary = "token ids"
 every = {every}
 text = {json.dumps(list(QUESTION))}
 [answer]
+marks = {json.dumps(marks)}
 found = {json.dumps(found)}
 forced = {json.dumps(list(FORCED))}
 max_tokens = 8
@@ -87,7 +90,12 @@ def params(plan: Plan, written: Written, **extra: Any) -> Any:
     if plan.num_workers > 1:
         options["pt_num_workers"] = plan.num_workers
     return SamplingParams(
-        temperature=0, max_tokens=1024, logprobs=0, extra_args={**options, **extra}
+        temperature=0,
+        max_tokens=plan.max_tokens,
+        min_tokens=plan.min_tokens,
+        ignore_eos=plan.ignore_eos,
+        logprobs=0,
+        extra_args={**options, **extra},
     )
 
 

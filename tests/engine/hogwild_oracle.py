@@ -34,6 +34,12 @@ class Plan:
     found: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     answer_tokens: int = 8
+    close: tuple[int, ...] = ()
+    marks: frozenset[int] = frozenset()
+    """A step with one of these tokens holds the answer."""
+    max_tokens: int = 1024
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
 
 @dataclass
@@ -144,6 +150,11 @@ class _Worker:
         self.num_sampled = 0
         self.in_step = 0
         self.closing = False
+        self.natural = False
+        """Whether the step came to the end that a step is to have."""
+        self.tail = False
+        """Whether what it computes only closes its last step."""
+        self.stopped = False
         self.done = False
 
 
@@ -171,10 +182,10 @@ class HogwildOracle:
         headers = plan.num_workers > 1 and plan.layout != "interleaved"
         self._first_headers = (list(plan.others), list(plan.own)) if headers else ([], [])
         self.since_check = 0
+        self.shown: list[tuple[_Worker, list[int]]] = []
         while not all(worker.done for worker in self.workers):
             self._tick()
-            if written.by == "found":
-                break
+        written.visible = [token for _, part in self.shown for token in part]
         text = plan.found if written.by == "found" else plan.forced
         if text:
             self._answer(text)
@@ -204,15 +215,16 @@ class HogwildOracle:
         logits = self.dense.step(rows)
         ended = []
         for worker, row in at:
-            if worker.closing:
-                ended.append((worker, None))
+            if worker.tail or worker.closing:
+                ended.append((worker, "tail" if worker.tail else None))
                 continue
             token = self._sample(logits[row], worker)
+            worker.natural = token in self.plan.ends
             if token is None:
-                ended.append((worker, "found"))
+                ended.append((worker, "eos"))
             elif worker.num_sampled >= self.plan.worker_tokens:
                 worker.todo, worker.closing = [token], True
-            elif token in self.plan.ends or worker.in_step == self.plan.max_step_tokens:
+            elif worker.natural or worker.in_step == self.plan.max_step_tokens:
                 ended.append((worker, token))
             else:
                 worker.todo = [token]
@@ -222,7 +234,7 @@ class HogwildOracle:
         token = int(logits.argmax())
         top = logits.topk(2).values
         self.written.gap = min(self.written.gap, float(top[0] - top[1]))
-        if token == EOS:
+        if token == EOS and not self.plan.ignore_eos:
             return None
         worker.num_sampled += 1
         worker.in_step += 1
@@ -232,26 +244,60 @@ class HogwildOracle:
         return token
 
     def _finish_steps(self, ended: list[tuple[_Worker, Any]]) -> None:
-        for worker, _ in ended:
-            self.written.history.append(worker.own)
-            self.written.visible += worker.text
-            self.written.log_probs += worker.log_probs
-            worker.finished.append(worker.own)
-            worker.own, worker.text, worker.log_probs, worker.in_step = [], [], [], 0
-            worker.num_steps += 1
-        if any(how == "found" for _, how in ended):
+        wrote = [worker for worker, how in ended if how != "tail"]
+        for worker, how in ended:
+            if how == "tail":
+                place = self.written.history.index(worker.finished[-1]) + 1
+                self.written.history.insert(place, worker.own)
+                worker.finished.append(worker.own)
+                worker.own, worker.tail = [], False
+        found = [self._finish_step(worker, how) for worker, how in ended if how != "tail"]
+        if any(found):
             self.written.by = "found"
-            return
-        for worker, token in ended:
-            if token is None:
+            for worker in self.workers:
+                worker.stopped = True
+                if worker not in wrote and not worker.tail:
+                    worker.done, worker.own = True, []
+        for worker, how in ended:
+            close = self._closes(worker, wrote) if worker in wrote else []
+            if close:
+                carry = [how] if isinstance(how, int) else []
+                worker.todo, worker.tail = [*carry, *close], True
+                place = max(i for i, (who, _) in enumerate(self.shown) if who is worker) + 1
+                self.shown.insert(place, (worker, close))
+            elif worker.stopped:
                 worker.done = True
-                continue
-            number = self.workers.index(worker)
-            start = list(self.plan.steps(number, worker.num_steps + 1))
-            if self.plan.check_every and self.since_check >= self.plan.check_every:
-                self.since_check, self.written.checks = 0, self.written.checks + 1
-                start += self.plan.question
-            worker.todo, worker.text = [token, *start], list(start)
+            else:
+                self._start_step(worker, [how] if isinstance(how, int) else [])
+
+    def _finish_step(self, worker: _Worker, how: Any) -> bool:
+        """Move a step into the history; return whether it holds the answer."""
+        plan = self.plan
+        self.written.history.append(worker.own)
+        self.shown.append((worker, worker.text))
+        self.written.log_probs += worker.log_probs
+        worker.finished.append(worker.own)
+        sampled = worker.text[len(worker.text) - worker.in_step :]
+        worker.own, worker.log_probs, worker.in_step = [], [], 0
+        worker.num_steps += 1
+        worker.stopped = how is None or how == "eos"
+        found = bool(plan.marks & set(sampled)) or (how == "eos" and not plan.marks)
+        enough = sum(len(part) for _, part in self.shown) >= plan.min_tokens
+        return found and enough and not plan.ignore_eos
+
+    def _closes(self, worker: _Worker, wrote: list[_Worker]) -> list[int]:
+        """Return what closes a step that was cut in front of another one's start."""
+        followed = worker is not wrote[-1] or not all(other.stopped for other in self.workers)
+        close = list(self.plan.close)
+        is_open = not worker.natural and (not close or worker.text[-len(close) :] != close)
+        return close if is_open and followed else []
+
+    def _start_step(self, worker: _Worker, carry: list[int]) -> None:
+        start = list(self.plan.steps(self.workers.index(worker), worker.num_steps + 1))
+        if self.plan.check_every and self.since_check >= self.plan.check_every:
+            self.since_check, self.written.checks = 0, self.written.checks + 1
+            start += self.plan.question
+        worker.todo, worker.text, worker.natural = [*carry, *start], list(start), False
 
     def _view(self, number: int) -> list[int]:
         mine, plan = self.workers[number], self.plan
@@ -267,16 +313,23 @@ class HogwildOracle:
         return [*history, *self.others, *live, *self.own, *mine.own]
 
     def _answer(self, text: Sequence[int]) -> None:
+        plan = self.plan
         view = [i for step in self.written.history for i in step]
         todo, sampled = list(text), 0
         self.written.visible += text
+        left = plan.max_tokens - len(self.written.visible)
+        least = max(0, plan.min_tokens - len(self.written.visible))
+        most = left if plan.ignore_eos else min(left, max(plan.answer_tokens, least))
         while True:
             ids = self._new(len(todo))
             view = [*view, *ids]
             logits = self.dense.step([_Row(view, todo, ids)])[0]
-            token, sampled = int(logits.argmax()), sampled + 1
+            allowed = logits.clone()
+            if sampled < least:
+                allowed[EOS] = -torch.inf
+            token, sampled = int(allowed.argmax()), sampled + 1
             self.written.visible.append(token)
             self.written.log_probs.append(float(logits.log_softmax(-1)[token]))
-            if token == EOS or sampled == self.plan.answer_tokens:
+            if (token == EOS and not plan.ignore_eos) or sampled == most:
                 return
             todo = [token]

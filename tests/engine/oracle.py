@@ -78,8 +78,15 @@ class DenseGraph:
             for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj)
         ]
 
-    def next_token(self, context: list[int], penalty: Penalty) -> int:
-        """Return the most likely token behind the last one of a context."""
+    def next_token(self, context: list[int], penalty: Penalty, may_end: bool = True) -> int:
+        """Return the most likely token behind the last one of a context.
+
+        Args:
+            context: Tokens that are seen, the last one included.
+            penalty: Penalties on what was written.
+            may_end: Whether the end of the text may be written.
+
+        """
         logits = self.forward().logits[0, context[-1]]
         if penalty.presence or penalty.frequency:
             written = torch.tensor(
@@ -87,6 +94,9 @@ class DenseGraph:
             )
             counts = torch.bincount(written, minlength=len(logits))
             logits = logits - penalty.presence * (counts > 0) - penalty.frequency * counts
+        if not may_end:
+            logits = logits.clone()
+            logits[EOS] = -torch.inf
         return int(logits.argmax())
 
 
@@ -112,6 +122,8 @@ class Budget:
     path_tokens: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
 
 class _Full(Exception):
@@ -173,8 +185,9 @@ class Oracle:
         """Write one lane; return its context, the position behind its end tag, and its length."""
         grammar = self._grammar
         while True:
-            token = self._answer.graph.next_token(context, self._penalty)
-            if token == EOS:
+            enough = len(self._answer.visible) >= self._budget.min_tokens
+            token = self._answer.graph.next_token(context, self._penalty, depth > 0 or enough)
+            if token == EOS and not self._budget.ignore_eos:
                 if depth == 0:
                     self._answer.visible.append(token)
                     return context, position, critical
@@ -192,10 +205,18 @@ class Oracle:
                 )
             elif depth and token in grammar.ends:
                 return *self._end(context, position, ()), critical
+            elif self._ends_answer(token, depth):
+                return context, position, critical
             elif budget is not None and critical >= budget:
                 if depth == 0:
                     raise _Full
                 return *self._end(context, position, grammar.path_close), critical
+
+    def _ends_answer(self, token: int, depth: int) -> bool:
+        """Whether a tag ends the answer: in a conclusion of the trunk, once it is long enough."""
+        concludes = depth == 0 and self._answer.num_forks > 0 and token in self._grammar.join_end
+        enough = len(self._answer.visible) >= self._budget.min_tokens
+        return concludes and enough and not self._budget.ignore_eos
 
     def _end(
         self, context: list[int], position: int, close: tuple[int, ...]

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from .hogwild_cases import assert_same, count_swaps, params, plan_of, prompts, write_recipe
+from .hogwild_cases import (
+    CLOSE,
+    MARKS,
+    assert_same,
+    count_swaps,
+    params,
+    plan_of,
+    prompts,
+    write_recipe,
+)
 from .hogwild_oracle import HogwildOracle
 
 PLAIN = {"parallel_think": "off"}
@@ -44,6 +53,36 @@ def test_workers_write_what_a_dense_forward_writes(
             ends.add(written.by)
             engine.assert_all_blocks_free()
     assert ends == {"budget", "found"}
+
+
+@pytest.mark.parametrize("layout", ["combined", "interleaved", "contiguous"])
+def test_cut_steps_are_closed_and_marks_and_ends_keep_to_the_clients_bounds(
+    make_engine: Any, hf_model: Any, recipe: Any, layout: str
+) -> None:
+    """INV-2 where steps are cut by their own limit, a budget, an end of the text, or a mark."""
+    changes = {"max_step_tokens": 6, "close": CLOSE, "marks": frozenset(MARKS)}
+    engine = make_engine(options=recipe(max_step_tokens=6, close=CLOSE, marks=MARKS))
+    ends, closed = Counter[str](), 0
+    bounds: list[dict[str, Any]] = [
+        {},
+        {"min_tokens": 140},
+        {"ignore_eos": True, "max_tokens": 320},
+    ]
+    for number, prompt in enumerate(prompts(4)):
+        for bound in bounds:
+            plan = plan_of(2 + number % 3, layout, worker_tokens=16, **changes, **bound)
+            oracle = HogwildOracle(hf_model, plan)
+            written = oracle.answer(prompt)
+            (output,) = engine.generate([prompt], params(plan, written))
+            assert_same(engine, output, oracle)
+            ends[written.by] += not bound
+            closed += sum(written.visible[i : i + 2] == list(CLOSE) for i in range(200))
+            assert len(output.outputs[0].token_ids) >= plan.min_tokens
+            if plan.ignore_eos:
+                assert len(output.outputs[0].token_ids) == plan.max_tokens
+            engine.assert_all_blocks_free()
+    assert ends["budget"] and ends["found"]
+    assert closed > 10
 
 
 def test_a_lone_worker_writes_what_plain_decoding_writes(make_engine: Any, recipe: Any) -> None:
@@ -394,6 +433,7 @@ def test_smollm2_writes_what_a_dense_forward_writes(
         own=tuple(encode(" <...>\n\n### Own\n\n")),
         steps=lambda worker, number: encode(f"**{names[worker]} [{number}]:** "),
         check_every=40,
+        close=tuple(encode("\n\n")),
     )
     hf_model = AutoModelForCausalLM.from_pretrained(
         smollm2, dtype=torch.float32, attn_implementation="eager"

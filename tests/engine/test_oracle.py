@@ -76,6 +76,16 @@ CASES = [
         id="penalties-reprefill",
     ),
     pytest.param(
+        IdGrammar(num_paths=3, join_end=tuple(range(40, 70))),
+        {"block_size": 16, "min_tokens": 130},
+        id="min-tokens",
+    ),
+    pytest.param(
+        IdGrammar(num_paths=2, join_end=tuple(range(40, 70)), at_start=True),
+        {"block_size": 16, "depth": 1, "ignore_eos": True},
+        id="ignore-eos",
+    ),
+    pytest.param(
         IdGrammar(num_paths=4),
         {"block_size": 16, "max_num_batched_tokens": 24, "max_num_seqs": 3},
         id="chunked-prefill-few-seats",
@@ -95,15 +105,16 @@ def test_greedy_equals_dense_mask(
 
     args = {**engine_args}
     depth = args.pop("depth", 2)
-    penalties = {name: args.pop(name) for name in list(args) if name.endswith("_penalty")}
+    asked_for = [name for name in args if name.endswith(("_penalty", "_tokens", "_eos"))]
+    sampling = {name: args.pop(name) for name in asked_for if not name.startswith("max_num")}
     engine = make_engine(options={"profile": grammar.write(tmp_path)}, **args)
-    budget = Budget(max_tokens=150, path_tokens=24, max_depth=depth, **penalties)
+    budget = Budget(max_tokens=150, path_tokens=24, max_depth=depth, **sampling)
     asked = prompts(5, seed=grammar.num_paths)
     params = SamplingParams(
         max_tokens=budget.max_tokens,
         temperature=0,
         extra_args={"pt_path_tokens": 24, "pt_max_depth": depth},
-        **penalties,
+        **sampling,
     )
     plain = SamplingParams(max_tokens=60, temperature=0, extra_args={"parallel_think": "off"})
     answers = [Oracle(hf_model, grammar, budget).answer(prompt) for prompt in asked]

@@ -28,6 +28,7 @@ class IdGrammar:
     path_after: tuple[int, ...] = ()
     path_close: tuple[int, ...] = (7,)
     join_start: tuple[int, ...] = (8, 9)
+    join_end: tuple[int, ...] = ()
     join_mode: str = "kv"
     stride: int = 0
     join_position: str = "longest"
@@ -40,7 +41,8 @@ class IdGrammar:
         after = "-after" if self.fork_after else ""
         start = "-at-start" if self.at_start else ""
         numbers = f"{self.num_paths}-{self.join_mode}-{self.join_position}-{self.stride}"
-        return f"ids-{numbers}{after}{start}"
+        end = "-end" if self.join_end else ""
+        return f"ids-{numbers}{after}{start}{end}"
 
     def write(self, folder: Path) -> str:
         """Write the grammar as a profile file and return its path."""
@@ -63,6 +65,7 @@ stride = {self.stride}
 {"" if self.num_tags is None else f"num_tags = {self.num_tags}"}
 [join]
 start = {list(self.join_start)}
+end = {list(self.join_end)}
 mode = {json.dumps(self.join_mode)}
 position = {json.dumps(self.join_position)}
 """,

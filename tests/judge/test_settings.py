@@ -141,9 +141,9 @@ def test_branches_keep_what_the_client_said() -> None:
     params = SamplingParams(extra_args=extra)
     root: Any = SimpleNamespace(sampling_params=params, request_id="r")
     node: Any = SimpleNamespace(
-        state=State.LIVE, kind=Kind.PATH, depth=1, limit=9, address="0", num_given=0
+        state=State.LIVE, kind=Kind.PATH, limit=9, most=9, least=0, address="0"
     )
-    kept = branch_params(root, node, 0).extra_args
+    kept = branch_params(root, node).extra_args
     assert kept == {"pt_judge": 0, "parallel_think": "npr", "pt_group": "r"}
     assert params.extra_args == extra
 

@@ -9,6 +9,7 @@ else, or sits at a wrong position gets another fingerprint, and with it another 
 from __future__ import annotations
 
 import hashlib
+import pickle
 import random
 import time
 from collections import Counter, deque
@@ -50,7 +51,7 @@ def fingerprint(token: int, position: int, seen: list[bytes]) -> bytes:
     return digest.digest()
 
 
-def sample(state: bytes, grammar: IdGrammar) -> int:
+def sample(state: bytes, grammar: IdGrammar, may_end: bool = True) -> int:
     """Stand in for greedy sampling: a tag now and then, else a word."""
     rng = random.Random(state)
     draw = rng.random()
@@ -58,7 +59,11 @@ def sample(state: bytes, grammar: IdGrammar) -> int:
         return rng.choice(grammar.triggers)
     if draw < 0.16:
         return rng.choice(grammar.ends)
-    return EOS if draw < 0.175 else rng.choice(TOKENS)
+    if draw < 0.175 and may_end:
+        return EOS
+    if grammar.join_end and draw < 0.25:
+        return rng.choice(grammar.join_end)
+    return rng.choice(TOKENS)
 
 
 def write(state: bytes) -> int:
@@ -86,8 +91,8 @@ def hash_graph(grammar: IdGrammar) -> type:
         def truncate(self, size: int) -> None:
             del self.tokens[size:], self.states[size:]
 
-        def next_token(self, context: list[int], _penalty: Any) -> int:
-            return sample(self.states[context[-1]], grammar)
+        def next_token(self, context: list[int], _penalty: Any, may_end: bool = True) -> int:
+            return sample(self.states[context[-1]], grammar, may_end)
 
     return HashGraph
 
@@ -97,6 +102,8 @@ class _Row:
     tokens: list[int]
     blocks: list[int]
     num_computed: int
+    num_least: int
+    """Tokens in front of the first one that may be the end of the text."""
     drafts: list[int] = field(default_factory=list)
 
 
@@ -145,7 +152,10 @@ class HashWorker:
             self.rows.pop(req_id, None)
         for new in output.scheduled_new_reqs:
             self.rows[new.req_id] = _Row(
-                list(new.prompt_token_ids), list(new.block_ids[0]), new.num_computed_tokens
+                list(new.prompt_token_ids),
+                list(new.block_ids[0]),
+                new.num_computed_tokens,
+                len(new.prompt_token_ids) + new.sampling_params.min_tokens,
             )
         cached = output.scheduled_cached_reqs
         for i, req_id in enumerate(cached.req_ids):
@@ -172,11 +182,13 @@ class HashWorker:
         states = [self._write(row, index, text[index]) for index in range(start, start + num)]
         if start + num - num_drafts < len(row.tokens):
             return []
-        sampled = [sample(states[-num_drafts - 1], self.grammar)]
+        written = start + num - num_drafts
+        sampled = [sample(states[-num_drafts - 1], self.grammar, written >= row.num_least)]
         for draft, state in zip(drafts, states[num - num_drafts :], strict=True):
             if draft != sampled[-1]:
                 break
-            sampled.append(sample(state, self.grammar))
+            written += 1
+            sampled.append(sample(state, self.grammar, written >= row.num_least))
         self.num_kept += len(sampled) - 1
         row.tokens += sampled
         self._propose(row)
@@ -389,13 +401,15 @@ class Simulation:
         parallel: bool = True,
         max_tokens: int = 80,
         priority: int = 0,
+        sampling: dict[str, Any] | None = None,
         **extra: Any,
     ) -> Client:
-        """Send a request."""
+        """Send a request, with further sampling parameters."""
         request_id = f"r{len(self.clients)}"
         args = dict(extra) if parallel else {"parallel_think": "off"}
-        params = SamplingParams(max_tokens=max_tokens, temperature=0, extra_args=args)
-        params._eos_token_id = EOS
+        asked = {"max_tokens": max_tokens, "temperature": 0, **(sampling or {})}
+        params = SamplingParams(extra_args=args, **asked)
+        params.update_from_generation_config({}, EOS)
         client = Client(request_id, prompt, parallel)
         self.clients[request_id] = client
         self.scheduler.add_request(
@@ -414,7 +428,8 @@ class Simulation:
     def step(self) -> bool:
         """Run one engine step; return whether anything is left to do."""
         if self.scheduler.has_requests():
-            output = self.scheduler.schedule()
+            # As it reaches a worker process; sampling parameters are checked on the way.
+            output = pickle.loads(pickle.dumps(self.scheduler.schedule()))
             self.pending.append((output, self.worker.execute(output)))
         if self.pending and (
             len(self.pending) >= self.depth or not self.scheduler.has_unfinished_requests()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,8 @@ def test_fault_while_a_branch_ends_leaves_no_request_behind(
 
         family.group.end = fail
     simulation.run()
-    assert any("bug" in (c.finish or "") for c in simulation.clients.values())
+    assert any("internal error" in (c.finish or "") for c in simulation.clients.values())
+    assert not any("bug" in (c.finish or "") for c in simulation.clients.values())
 
 
 def test_name_pattern_with_an_optional_title(tiny_model: Path, tmp_path: Path) -> None:
@@ -271,5 +274,67 @@ def test_fault_while_penalties_are_counted_fails_one_request(
     for family in simulation.scheduler._families:
         family.root.sampling_params.presence_penalty = 0.5
     simulation.run()
-    assert "bug" in client.finish
+    assert client.finish.startswith("parallel_think: internal error")
+    assert "bug" not in client.finish, "an exception's words are no client's business"
     assert other.finish in ("stop", "length")
+
+
+def test_workers_for_whom_no_room_will_come_are_told_how_much_they_need(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows from the refusal, K/V that is not there, must not hide it from the client."""
+    from tests.engine.hogwild_cases import write_recipe
+    from vllm_parallel_think.core.hogwild.group import HogwildGroup
+
+    simulation = simulation_of(
+        tiny_model, write_recipe(tmp_path), asynchronous=False, max_num_batched_tokens=256
+    )
+    client = simulation.add([200] * 10, max_tokens=200, pt_worker_tokens=40)
+    for _ in range(6):
+        simulation.step()
+    (family,) = simulation.scheduler._families
+    assert family.group.branched
+    simulation.reset()
+    family.stash.append((family.group.trunk, 1000, 0))
+    monkeypatch.setattr(HogwildGroup, "blocks_needed", property(lambda group: 1000))
+    simulation.run()
+    assert client.finish == (
+        "parallel_think: the answer needs 1000 KV blocks of 16 tokens, the whole pool has 63"
+    )
+
+
+@MODES
+def test_lost_blocks_of_a_prefix_tell_nobody_what_was_written(
+    asynchronous: bool, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node in an exception is a name: its tokens are one client's, and stay out of the log."""
+    simulation = simulate(
+        tiny_model, tmp_path, IdGrammar(num_paths=2, at_start=True), asynchronous=asynchronous
+    )
+    secret = [201 + i for i in range(20)]
+    client = simulation.add(secret, max_tokens=60)
+    (family,) = simulation.scheduler._families
+    while not family.group.trunk.sealed:
+        simulation.step()
+    blocks = simulation.scheduler._ledger._blocks
+    kept = blocks.pop(family.group.trunk)
+    with caplog.at_level("ERROR"), capture_vllm(caplog):
+        output = simulation.scheduler.schedule()
+        blocks[family.group.trunk] = kept
+        simulation.pending.append((output, simulation.worker.execute(output)))
+        simulation.run()
+    assert client.finish.startswith("parallel_think: internal error")
+    told = client.finish + caplog.text
+    assert "KeyError" in caplog.text and "<trunk 0, done>" in caplog.text
+    assert ", ".join(map(str, secret[:3])) not in told
+
+
+@contextmanager
+def capture_vllm(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Let pytest see what vLLM's own handlers keep to themselves."""
+    logger = logging.getLogger("vllm_parallel_think")
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)

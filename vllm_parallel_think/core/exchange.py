@@ -45,6 +45,8 @@ class Limits:
         max_tokens: Most visible tokens of the answer.
         max_forks: Most forks.
         has_room: Whether the pool can take this many more held blocks.
+        min_tokens: Fewest visible tokens before anything but a limit may end the answer.
+        ignore_eos: Whether nothing that the model writes ends the answer, but for stop tokens.
         vote_pattern: The operator's regular expression for final answers.
         clock: Seconds, for what is shown of the group; nothing is decided by it.
 
@@ -55,6 +57,8 @@ class Limits:
     max_tokens: int
     max_forks: int
     has_room: Callable[[int], bool]
+    min_tokens: int = 0
+    ignore_eos: bool = False
     vote_pattern: re.Pattern[str] | None = None
     clock: Callable[[], float] = time.monotonic
 

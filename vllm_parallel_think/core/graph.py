@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from .characters import Characters
 from .scan import PathName, Scanner
 
 
@@ -42,7 +43,7 @@ class State(enum.Enum):
 _ENDED = (State.CLOSING, State.DONE, State.DROPPED)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """A run of tokens that one vLLM request computes.
 
@@ -56,7 +57,14 @@ class Node:
         num_pending: How many given tokens behind those were sampled by the node in front.
         num_after: How many tokens at the end stand behind the tag that ended the branch.
         critical_before: Sampled tokens on the longest chain in front of this node.
-        limit: Most tokens this node may sample; ``None`` leaves that to vLLM.
+        limit: Tokens after which this node is cut, at the end of a character; ``None`` leaves
+            that to vLLM.
+        scanner: Finds tags in what it samples.
+        characters: Reads what it samples as text.
+        most: Most tokens it may sample, in the middle of a character or not; ``None`` is ``limit``.
+        least: Fewest tokens it must sample before the answer may end in it, other than by a limit.
+        num_front: Visible tokens that stood in front of its first sampled one for certain, when it
+            was made.
         place: Number of the node among those of its lane.
         sealed: Whether all own tokens are in the KV cache and held by the group.
         computing: Whether a request is computing the lost K/V of a finished node again.
@@ -80,6 +88,10 @@ class Node:
     critical_before: int
     limit: int | None
     scanner: Scanner | None
+    characters: Characters | None = None
+    most: int | None = None
+    least: int = 0
+    num_front: int = 0
     num_pending: int = 0
     num_after: int = 0
     place: int = 0
@@ -93,10 +105,22 @@ class Node:
     first_at: float | None = None
     ended_at: float | None = None
 
+    def __repr__(self) -> str:
+        """Name the node only: what it holds is one client's, and may end up in a log."""
+        return f"<{self.kind.value} {self.index}, {self.state.value}>"
+
     @property
     def num_sampled(self) -> int:
         """Number of sampled tokens."""
         return len(self.tokens) - self.num_given + self.num_pending
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it may sample no more: its limit is reached, and no character is cut by that."""
+        if self.limit is None or self.num_sampled < self.limit:
+            return False
+        most = self.limit if self.most is None else self.most
+        return self.num_sampled >= most or self.characters is None or self.characters.whole
 
     @property
     def num_visible(self) -> int:
@@ -129,7 +153,7 @@ class Node:
         return self.lane.depth
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Lane:
     """Nodes that follow each other: the trunk, or one path and what happened inside it.
 
@@ -198,7 +222,7 @@ class Lane:
         return f"{self.fork.parent.address}/{self.fork.lanes.index(self)}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Fork:
     """Lanes opened behind one node."""
 

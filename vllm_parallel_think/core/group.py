@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from .characters import Characters
 from .exchange import Cause, Emission, Finish, Limits, Verdict
 from .graph import Fork, Kind, Lane, Node, State
 from .live import show_path
 from .options import RequestOptions
 from .profile import Forced
 from .room import Room
-from .scan import BranchEnd, ForkSeen, Grammar, PathName
+from .scan import BranchEnd, Event, ForkSeen, Grammar, PathName
 from .tally import Tally
 from .visible import VisibleText
 from .vote import VOTE_TOKENS, Vote, extract, majority
@@ -97,12 +98,13 @@ class Group(VisibleText):
         self._tally.fed(node)
         if node.first_at is None:
             node.first_at = self._limits.clock()
-        event = node.scanner.feed(token) if node.scanner is not None else None
+        event = self._read(node, token)
         after = None
         if isinstance(event, BranchEnd) and node.depth == 0:
-            self._concluded = True
-            return Verdict.END
-        if isinstance(event, BranchEnd):
+            if self._may_conclude(node):
+                self._concluded = True
+                return Verdict.END
+        elif isinstance(event, BranchEnd):
             after = self._profile.path.after
             self._ending[node] = None
         elif isinstance(event, ForkSeen) and self._may_fork(node, event):
@@ -113,9 +115,22 @@ class Group(VisibleText):
                 return Verdict.END
             node.state = State.CLOSING
             return Verdict.CLOSE
-        if node.limit is not None and node.num_sampled >= node.limit:
-            return Verdict.END
-        return Verdict.CONTINUE
+        return Verdict.END if node.is_full else Verdict.CONTINUE
+
+    def _read(self, node: Node, token: int) -> Event | None:
+        if node.scanner is not None:
+            return node.scanner.feed(token)
+        if node.characters is not None:
+            node.characters.feed(token)
+        return None
+
+    def _may_conclude(self, node: Node) -> bool:
+        """Whether a tag may end the answer: the client's lower bounds go before the grammar."""
+        return not self._limits.ignore_eos and node.num_sampled >= node.least
+
+    def _may_stop(self, node: Node) -> bool:
+        """Whether a stop token in a path ends the answer, and not the path only."""
+        return node.num_front + node.num_sampled >= self._limits.min_tokens
 
     def _fork_at_start(self) -> None:
         """Let the trunk end with the step that computes the prompt."""
@@ -154,12 +169,13 @@ class Group(VisibleText):
             if seen is not None and self._may_fork(node, seen):
                 self._ending[node] = seen.names
         ending = self._ending.pop(node, _NOTHING)
-        by_tag = ending is not _NOTHING and cause in (Cause.CLOSED, Cause.EOS, Cause.VERDICT)
+        stops = cause is Cause.STOP_TOKEN and (node.depth == 0 or self._may_stop(node))
+        by_tag = ending is not _NOTHING and cause not in (Cause.CUT, Cause.LENGTH) and not stops
         if node.kind is Kind.CLOSE:
             self._follow_tag(node, None if ending is _NOTHING else ending)
         elif by_tag:
-            self._follow(node, ending, pending=cause is Cause.VERDICT)
-        elif cause is Cause.STOP_TOKEN and node.depth:
+            self._follow(node, ending, pending=cause in (Cause.VERDICT, Cause.STOP_TOKEN))
+        elif stops and node.depth:
             self._lane_stops[node.lane] = Finish("stop", stop_reason)
             self._drop_behind(node)
         elif node.depth == 0:
@@ -225,7 +241,9 @@ class Group(VisibleText):
         needed = max(1, math.ceil(self._options.termination * len(fork.lanes)))
         if sum(lane.ended for lane in fork.lanes) < needed:
             return []
-        return [lane.nodes[-1] for lane in fork.lanes if not lane.ended]
+        running = [lane.nodes[-1] for lane in fork.lanes if not lane.ended]
+        # The others are cut at the end of the character that they have begun.
+        return [node for node in running if node.characters is None or node.characters.whole]
 
     def settle(self) -> None:
         """Act at the end of the engine's step: nothing here waits for that."""
@@ -265,11 +283,6 @@ class Group(VisibleText):
             self._num_reused += sum(len(seen.tokens) for seen in node.prefix)
         node.computing = node.state is State.DONE
         node.parked = False
-
-    def num_visible_until(self, node: Node) -> int:
-        """Return how many visible tokens stand in the text up to the end of a node so far."""
-        behind = self._order.index(node) + 1
-        return sum(seen.num_visible for seen in self._order[:behind])
 
     def padded_prefix(self, node: Node) -> list[int]:
         """Return the token ids in front of a branch, padded node by node to whole blocks.
@@ -583,17 +596,21 @@ class Group(VisibleText):
             critical_before=critical_before,
             limit=None,
             scanner=scanner,
+            characters=scanner.characters if scanner is not None else self._characters(kind),
             num_pending=num_pending,
             place=len(lane.nodes),
         )
         self._num_nodes += 1
-        node.limit = self._room.limit(node, self._tally.num_visible)
+        self._room.bound(node, self._tally.num_visible)
         self._tally.add(node)
         self._unsettled[node] = None
         lane.nodes.append(node)
         lane.all_nodes.append(node)
         self._order.insert(0 if after is None else self._order.index(after) + 1, node)
         return node
+
+    def _characters(self, kind: Kind) -> Characters | None:
+        return None if kind is Kind.CLOSE else Characters(self._grammar.vocabulary)
 
     def _drop_behind(self, node: Node) -> None:
         """A stop token ended the answer here: nothing behind it will be seen."""

@@ -352,9 +352,9 @@ def _termination(value: object) -> float:
 def _temperature(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 10:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 2:
         raise OptionError(
-            f"vllm_xargs.pt_path_temperature must be a number between 0 and 10; got {quoted(value)}"
+            f"vllm_xargs.pt_path_temperature must be a number between 0 and 2; got {quoted(value)}"
         )
     return float(value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .characters import MAX_REST
 from .exchange import Limits
 from .graph import Kind, Lane, Node
 from .options import RequestOptions
@@ -56,35 +57,72 @@ class Room:
         start = self._profile.path.start
         longest = max(len(self._grammar.forced(start, name)) for name in names)
         # One more, as the step that computes an end tag samples a token of no use.
-        length = longest + MIN_PATH_TOKENS + 1
+        length = longest + MIN_PATH_TOKENS + MAX_REST + 1
         return -(-length // self._limits.block_size) + self._close_blocks()
 
-    def limit(self, node: Node, num_visible: int) -> int | None:
-        """Return the most tokens a new node may sample; ``None`` leaves that to vLLM.
+    def bound(self, node: Node, num_visible: int) -> None:
+        """Say how much a new node may sample, and how much it must.
 
         Args:
             node: The node, not yet in its lane.
             num_visible: Visible tokens of the nodes that are there.
 
         """
-        lane, limits = node.lane, []
+        self._bound_below(node, num_visible)
+        room, most = self._rooms(node), self._visible_left(node, num_visible)
+        budgets = self._budgets(node)
+        if node.depth:  # a path that runs out of room is cut between characters, too
+            budgets += [left - MAX_REST for left in room]
+        most += room
+        if most or budgets:
+            node.limit = max(1, min(most + budgets))
+            node.most = max(node.limit, min(most, default=node.limit + MAX_REST))
+
+    def _bound_below(self, node: Node, num_visible: int) -> None:
+        """Say what the client's ``min_tokens`` asks of a node.
+
+        What stands in front of a path must not depend on how fast its siblings are, so only what
+        the path sees counts.
+        """
+        own = node.num_visible
+        if self._options.vote and node.depth:
+            node.num_front = own  # the whole answer, if it wins
+        elif node.depth:
+            node.num_front = own + sum(seen.num_visible for seen in node.prefix)
+            return
+        else:
+            node.num_front = own + num_visible
+        node.least = max(0, self._limits.min_tokens - node.num_front)
+
+    def _rooms(self, node: Node) -> list[int]:
+        """Return for how many tokens there are blocks and positions."""
+        lane, rooms = node.lane, []
         if node.kind is not Kind.TRUNK:
             room = lane.room - self._used(lane) - (self._close_blocks() if lane.depth else 0)
-            limits.append(room * self._limits.block_size - len(node.tokens) - 1)
+            rooms.append(room * self._limits.block_size - len(node.tokens) - 1)
             if self._profile.path.stride:
-                limits.append(self._positions_left(node.end, in_path=lane.depth > 0))
-        if self._options.vote and lane.depth:
-            limits.append(self._limits.max_tokens)
+                rooms.append(self._positions_left(node.end, in_path=lane.depth > 0))
+        return rooms
+
+    def _visible_left(self, node: Node, num_visible: int) -> list[int]:
+        """Return how much of the client's ``max_tokens`` is left to a node that may end it."""
+        if self._options.vote and node.depth:
+            return [self._limits.max_tokens]
+        if node.kind is Kind.CONCLUSION and node.depth == 0:
+            return [self._limits.max_tokens - num_visible - node.num_visible]
+        return []
+
+    def _budgets(self, node: Node) -> list[int]:
+        """Return after how many tokens a node is to be cut."""
+        lane, budgets = node.lane, []
         if lane.budget_end is not None:
-            limits.append(lane.budget_end - node.critical_before)
+            budgets.append(lane.budget_end - node.critical_before)
         if self._options.critical_tokens is not None:
-            limits.append(self._options.critical_tokens - node.critical_before)
-        if node.kind is Kind.CONCLUSION and lane.depth == 0:
-            before = num_visible + node.num_visible
-            limits.append(self._limits.max_tokens - before)
-            if self._options.summary_tokens is not None:
-                limits.append(self._options.summary_tokens)
-        return max(1, min(limits)) if limits else None
+            budgets.append(self._options.critical_tokens - node.critical_before)
+        summarises = node.kind is Kind.CONCLUSION and lane.depth == 0
+        if self._options.summary_tokens is not None and summarises:
+            budgets.append(self._options.summary_tokens)
+        return budgets
 
     def _positions_fit(self, node: Node, names: Sequence[PathName]) -> bool:
         """Whether paths that start further and further on all end below the model's length.
@@ -96,7 +134,7 @@ class Room:
             return True
         longest = max(len(self._grammar.forced(start, name)) for name in names)
         first = node.tag_end + (len(names) - 1) * stride + longest
-        return self._positions_left(first, in_path=True) >= MIN_PATH_TOKENS
+        return self._positions_left(first, in_path=True) >= MIN_PATH_TOKENS + MAX_REST
 
     def _positions_left(self, position: int, *, in_path: bool) -> int:
         """Positions for sampled tokens from here on, less those of what must still follow."""

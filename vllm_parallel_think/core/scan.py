@@ -8,23 +8,18 @@ several pieces (whatever the split) are found alike; a tag given as a token id m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from .characters import Characters, Pieces
 from .errors import OptionError
 from .names import NameReader, PathName
 from .profile import Forced, Profile, Tag
 
 
-class Vocabulary(Protocol):
+class Vocabulary(Pieces, Protocol):
     """What a grammar needs of a tokenizer."""
-
-    def piece(self, token_id: int) -> str:
-        """Return the text of one token, special tokens included."""
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens in a row: a character may take several of them."""
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text without adding special tokens around it."""
@@ -44,12 +39,6 @@ class BranchEnd:
 
 
 Event = ForkSeen | BranchEnd
-
-_INCOMPLETE = "\ufffd"
-"""How a tokenizer writes bytes that are not a whole character."""
-
-_MAX_BYTES = 4
-"""Bytes of the longest character in UTF-8: no more tokens than that share one."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +134,7 @@ class Scanner:
     ) -> None:
         self._rule = grammar.profile.fork
         self._grammar = grammar
-        self._vocabulary = grammar.vocabulary
-        self._partial: list[int] = []
+        self.characters = Characters(grammar.vocabulary)
         self._inner_open = grammar.profile.path.open if in_path else None
         self._ends = ends
         self._max_names = max_names
@@ -157,6 +145,7 @@ class Scanner:
         self._longest_tag = max(len(tag) for tag in self._tags())
         self._num_tokens = 0
         self._inner_paths = 0
+        self._is_over = False
         self._opened = False
         self._text = ""
         """The end of the text, as long as the longest tag."""
@@ -164,7 +153,7 @@ class Scanner:
 
     def feed(self, token_id: int) -> Event | None:
         """Take the next sampled token; return what it completed, if anything."""
-        piece = self._completed_by(token_id)
+        piece = self.characters.feed(token_id)
         text = self._text + piece
         self._num_tokens += 1
         if self._names is not None:
@@ -199,18 +188,6 @@ class Scanner:
             return seen
         return self._outline_is_full(piece)
 
-    def _completed_by(self, token_id: int) -> str:
-        """Return the text that a token completes; what it only begins comes with a later one."""
-        piece = self._vocabulary.piece(token_id)
-        if not self._partial and _INCOMPLETE not in piece:
-            return piece
-        self._partial.append(token_id)
-        piece = self._vocabulary.text(self._partial)
-        if piece.endswith(_INCOMPLETE) and len(self._partial) < _MAX_BYTES:
-            return ""
-        self._partial.clear()
-        return piece
-
     def _tags(self) -> Iterator[str]:
         """Yield the texts to look for, which bound how much of the past must be kept."""
         rule = self._rule
@@ -240,9 +217,11 @@ class Scanner:
 
     def _outline_is_full(self, piece: str) -> ForkSeen | None:
         rule = self._rule
+        was_over, whole = self._is_over, self.characters.whole
         over = rule.max_outline_tokens is not None and self._num_tokens >= rule.max_outline_tokens
+        self._is_over = was_over or (over and whole)
         # Names are complete at the end of a line.
-        at_limit = self._num_tokens == rule.max_outline_tokens
+        at_limit = self._is_over and not was_over
         if not at_limit and not ("\n" in piece and (over or rule.when_full)):
             return None
         names = self._read_names(whole_lines=True)

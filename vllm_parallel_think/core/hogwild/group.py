@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ..characters import MAX_REST, Characters
 from ..exchange import Cause, Finish, Limits, Verdict
 from ..graph import Fork, Kind, Lane, Node, State
 from ..live import show_path
@@ -47,6 +48,10 @@ class HogwildGroup(VisibleText):
         self.opening = tuple(script.opening(self._num_workers))
         self.history: list[Node] = []
         """Finished steps in the order of completion; their K/V is there."""
+        self.num_unmoved = 0
+        """How many of them stand where they stood when the worker process was told of them."""
+        self._found: Finish | None = None
+        """How the answer ends, once a worker has found it."""
         self.roles: dict[Node, int] = {}
         self.workers: list[Worker] = []
         self._num_nodes = 0
@@ -87,12 +92,14 @@ class HogwildGroup(VisibleText):
         if node.first_at is None:
             node.first_at = self._limits.clock()
         if self.roles[node] == ANSWER:
-            return Verdict.END if node.num_sampled >= (node.limit or 0) else Verdict.CONTINUE
+            if node.characters is not None:
+                node.characters.feed(token)
+            return Verdict.END if node.is_full else Verdict.CONTINUE
         worker = self.workers[self.roles[node]]
         worker.num_sampled += 1
         self._since_check += 1
         ends = worker.reads(token, self._script, self._checks)
-        if self._over or worker.num_sampled >= self._worker_tokens:
+        if worker.is_spent(0 if self._over else self._worker_tokens):
             # The last token gets its K/V: the answer is to see everything that was written.
             node.state = State.CLOSING
             return Verdict.CLOSE
@@ -127,17 +134,23 @@ class HogwildGroup(VisibleText):
             self._start_workers()
             return
         ended = [worker for worker in self.workers if worker.ended is not None]
-        found = [worker for worker in ended if self._take_step(worker)]
-        if found:
-            self._found(found[0])
-        elif ended and all(worker.lane.complete for worker in self.workers):
-            self._answer(self._script.forced, self._script.recipe.answer.max_tokens)
-        else:
-            for worker in ended:
-                if not worker.lane.complete:
-                    self._start_step(worker)
+        wrote = [worker for worker in ended if worker.node.kind is not Kind.CLOSE]
         for worker in ended:
+            if worker not in wrote:
+                self._take_close(worker)
+        found = [worker for worker in wrote if self._take_step(worker)]
+        if found:
+            self._stop_all(found[0])
+        for worker in ended:
+            if worker in wrote and (given := self._lacks(worker, wrote)):
+                self._close_step(worker, given)
+            elif worker.stopped:
+                self._complete(worker)
+            else:
+                self._start_step(worker)
             worker.ended = None
+        if ended and all(worker.lane.complete for worker in self.workers):
+            self._conclude()
         self._over = self._over or self._is_full()
 
     def _take_step(self, worker: Worker) -> bool:
@@ -149,23 +162,75 @@ class HogwildGroup(VisibleText):
         self._append(node)
         worker.num_steps += 1
         worker.end_check("", self._checks)
-        if cause in (Cause.CLOSED, Cause.EOS, Cause.STOP_TOKEN):
-            self._complete(worker)
-        if cause is not Cause.VERDICT and cause is not Cause.CLOSED:
-            return cause is not Cause.LENGTH
-        return worker.has_mark
+        worker.stopped = cause in (Cause.CLOSED, Cause.EOS, Cause.STOP_TOKEN)
+        found = cause is Cause.STOP_TOKEN or worker.has_mark
+        # Where answers are marked, a worker that ends its text without one has only done its part.
+        found = found or (cause is Cause.EOS and not self._script.recipe.answer.marks)
+        return found and self._may_end(cause)
 
-    def _found(self, worker: Worker) -> None:
+    def _may_end(self, cause: Cause | None) -> bool:
+        """Whether the client's lower bounds let the answer end with a step."""
+        if self._limits.ignore_eos and cause is not Cause.STOP_TOKEN:
+            return False
+        return self._num_visible >= self._limits.min_tokens
+
+    @property
+    def _num_visible(self) -> int:
+        """Tokens of the answer that are written for good, those without K/V included."""
+        carried = sum(worker.carry is not None for worker in self.workers)
+        return carried + self._num_settled
+
+    def _stop_all(self, winner: Worker) -> None:
         """A worker has answered: what the others have not finished is of no more use."""
         for other in self.workers:
-            if other.node.state is not State.DONE:
-                self._drop(other.node)
-            self._complete(other)
-        if self._script.found:
+            other.stopped = True
+            if other.ended is None and other.node.kind is not Kind.CLOSE:
+                if other.node.state is not State.DONE:
+                    self._drop(other.node)
+                self._complete(other)
+        # A stop token counts as the end of the text only where it is that.
+        is_last = winner.ended is Cause.STOP_TOKEN and self._order[-1] is winner.node
+        self._found = Finish("stop", winner.stop_reason, apart=not is_last)
+
+    def _lacks(self, worker: Worker, wrote: list[Worker]) -> list[int]:
+        """Return what must still follow a step that has just ended, before anything else does."""
+        given = []
+        if worker.is_open(self._script) and self._is_followed(worker, wrote):
+            given = [*self._script.close]
+        if worker.carry is not None and (given or (worker.stopped and self._found is None)):
+            given = [worker.carry, *given]
+        return given
+
+    def _is_followed(self, worker: Worker, wrote: list[Worker]) -> bool:
+        """Whether another step comes behind one in the text, as far as one can know."""
+        return worker is not wrote[-1] or not all(other.stopped for other in self.workers)
+
+    def _close_step(self, worker: Worker, given: list[int]) -> None:
+        """Compute what a step lacks, right behind it in the text and in the history."""
+        step = worker.node
+        node = self._add_node(Kind.CLOSE, worker.lane, worker.number, given, num_hidden=0)
+        node.num_pending = int(worker.carry is not None)
+        worker.carry = None
+        self.num_changes += 1
+        self._num_tokens += len(given)
+        self._put(node, _behind(self._order, step))
+
+    def _take_close(self, worker: Worker) -> None:
+        node, step = worker.lane.nodes[-1], worker.lane.nodes[-2]
+        place = _behind(self.history, step)
+        self.history.insert(place, node)
+        self._num_seen += len(node.tokens)
+        self.num_unmoved = min(self.num_unmoved, place)
+        self._num_checked = min(self._num_checked, place)
+
+    def _conclude(self) -> None:
+        """All that the workers wrote is in the K/V: end, or let the answer be written."""
+        if self._found is None:
+            self._answer(self._script.forced, self._script.recipe.answer.max_tokens)
+        elif self._script.found:
             self._answer(self._script.found)
         else:
-            apart = worker.ended is not Cause.STOP_TOKEN
-            self.finish = Finish("stop", worker.stop_reason, apart=apart)
+            self.finish = self._found
 
     def _complete(self, worker: Worker) -> None:
         if not worker.lane.complete:
@@ -271,10 +336,6 @@ class HogwildGroup(VisibleText):
         alive = [node for node in self.roles if node.state is not State.DROPPED]
         return sum(self.blocks_of(n) + (n.state is not State.DONE) for n in alive)
 
-    def num_visible_until(self, node: Node) -> int:
-        """Return how many visible tokens are settled, for the answer's least length."""
-        return self._num_settled
-
     def padded_prefix(self, node: Node) -> list[int]:
         """Return the token ids in front of a node's request: none, what it sees is told apart."""
         return []
@@ -355,7 +416,7 @@ class HogwildGroup(VisibleText):
             name = self._script.recipe.workers.names[number]
             lane = Lane(depth=1, room=0, forks_left=0, fork=fork, name=name)
             fork.lanes.append(lane)
-            worker = Worker(number, lane)
+            worker = Worker(number, lane, self._script.vocabulary)
             self.workers.append(worker)
             self._start_step(worker)
 
@@ -374,23 +435,31 @@ class HogwildGroup(VisibleText):
         node.num_pending = len(carry)
         self._num_tokens += len(given)
         # The group ends a step itself; vLLM only needs a bound.
-        node.limit = self._worker_tokens - worker.num_sampled
+        node.limit = max(1, self._worker_tokens - worker.num_sampled)
+        node.most = node.limit + MAX_REST
         worker.begin_step(self._script.recipe.answer.marks)
 
     def _answer(self, forced: list[int], most: int | None = None) -> None:
         self.num_changes += 1
         node = self._add_node(Kind.CONCLUSION, self.trunk.lane, ANSWER, list(forced), num_hidden=0)
         self._num_tokens += len(forced)
-        left = self._limits.max_tokens - self._num_settled - len(forced)
-        room = self._context - self._num_tokens
-        node.limit = max(1, min(left, room, most or left))
+        node.characters = Characters(self._script.vocabulary)
+        before = self._num_visible + len(forced)
+        left = self._limits.max_tokens - before
+        node.least = max(0, self._limits.min_tokens - before)
+        node.most = max(1, min(left, self._context - self._num_tokens))
+        budget = left if most is None or self._limits.ignore_eos else max(most, node.least)
+        node.limit = min(node.most, max(1, budget))
         node.critical_before = max(worker.num_sampled for worker in self.workers)
         self._answer_node = node
         self._append(node)
 
     def _append(self, node: Node) -> None:
         """Put a node behind all others in the text."""
-        self._order.append(node)
+        self._put(node, len(self._order))
+
+    def _put(self, node: Node, place: int) -> None:
+        self._order.insert(place, node)
         self._num_settled += node.num_visible
         self._num_forced += len(node.forced_visible)
 
@@ -403,8 +472,9 @@ class HogwildGroup(VisibleText):
         if not self.workers:
             return False
         answer = len(self._script.forced) + self._script.recipe.answer.max_tokens
-        # Each worker may write one token more, and start a step, before all of them have stopped.
-        spare = self._num_workers * (2 + self._script.longest_step)
+        # Each worker may write one token more, and the rest of a character, and start or close a
+        # step, before all of them have stopped.
+        spare = self._num_workers * (2 + MAX_REST + self._script.longest_step)
         if self._num_tokens + spare + answer >= self._context:
             return True
         visible = self._num_tokens - self._num_hidden
@@ -434,3 +504,11 @@ class HogwildGroup(VisibleText):
         lane.all_nodes.append(node)
         self.roles[node] = role
         return node
+
+
+def _behind(nodes: Sequence[Node], node: Node) -> int:
+    """Return the place behind a node that is one of the last; that behind all, if it is none."""
+    for place in range(len(nodes), 0, -1):
+        if nodes[place - 1] is node:
+            return place
+    return len(nodes)

@@ -48,6 +48,8 @@ class Workers:
         own: Separator and header in front of a worker's own unfinished step.
         end: Tokens that end a step; empty for the paper's rule, a blank line behind a sentence and
             outside code and math.
+        close: Forced behind a step that did not come to such an end, where another one follows it;
+            ``None`` is a blank line by the paper's rule, and nothing with an ``end``.
         max_step_tokens: Most tokens sampled in one step; ``None`` is unlimited.
 
     """
@@ -60,6 +62,7 @@ class Workers:
     others: Text = ()
     own: Text = ()
     end: Text = ()
+    close: Text | None = None
     max_step_tokens: int | None = None
 
 
@@ -82,7 +85,8 @@ class Ending:
     """How the answer comes about.
 
     Attributes:
-        marks: A finished step with any of these texts holds the answer.
+        marks: A finished step with any of these texts holds the answer. Without marks it is the
+            worker that ends the text who has answered; with them such a worker only stops.
         found: Forced when a worker has answered; empty ends there and then.
         forced: Forced when the budget is used up, over everything that was written.
         max_tokens: Tokens kept for what is written behind the forced text, and most of that.
@@ -137,7 +141,7 @@ def parse_recipe(raw: Mapping[str, Any], source: str) -> Recipe:
     return recipe
 
 
-_TEXTS = {"opening", "step", "others", "own", "end", "text", "found", "forced"}
+_TEXTS = {"opening", "step", "others", "own", "end", "close", "text", "found", "forced"}
 _NAMES = {"names", "marks"}
 _WHOLE = {"num_workers", "max_tokens", "every", "max_step_tokens"}
 

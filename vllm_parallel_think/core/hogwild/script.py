@@ -8,6 +8,8 @@ from ..errors import OptionError, quoted
 from ..scan import Vocabulary
 from .recipe import Recipe, Text
 
+BLANK_LINE = "\n\n"
+
 
 class Script:
     """Tokens that the engine writes for workers, and what it reads in theirs."""
@@ -18,11 +20,18 @@ class Script:
         self.others = self._tokens(recipe.workers.others)
         self.own = self._tokens(recipe.workers.own)
         self.question = self._tokens(recipe.check.text)
+        close = recipe.workers.close
+        if close is None:
+            close = () if recipe.workers.end else (BLANK_LINE,)
+        # Without words in front of a step there is nothing to keep apart.
+        self.close = self._tokens(close) if recipe.workers.step else []
+        self.close_text = vocabulary.text(self.close)
         self.found = self._tokens(recipe.answer.found)
         self.forced = self._tokens(recipe.answer.forced)
         starts = [self.step(worker, 999) for worker in range(len(recipe.workers.names))]
-        self.longest_step = 1 + max(map(len, starts)) + len(self.question)
-        """Tokens that the start of a step can have, with a check."""
+        longest = max(map(len, starts)) + len(self.question)
+        self.longest_step = 1 + max(longest, len(self.close))
+        """Tokens that the start of a step can have, with a check, or what closes one."""
         self.ends = frozenset(self._single_tokens(recipe.workers.end))
 
     @property
@@ -48,7 +57,13 @@ class Script:
         """
         recipe = self.recipe
         texts = (recipe.opening, recipe.workers.step, recipe.workers.others, recipe.workers.own)
-        more = (recipe.workers.end, recipe.check.text, recipe.answer.found, recipe.answer.forced)
+        more = (
+            recipe.workers.end,
+            recipe.workers.close or (),
+            recipe.check.text,
+            recipe.answer.found,
+            recipe.answer.forced,
+        )
         for item in (part for text in (*texts, *more) for part in text):
             if isinstance(item, int) and not 0 <= item < vocab_size:
                 raise OptionError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ..characters import Characters
 from ..exchange import Cause
 from ..graph import Lane, Node
+from ..scan import Vocabulary
 from .script import Script
 from .steps import StepText
 
@@ -20,7 +22,7 @@ CHECK_TOKENS = 8
 class Worker:
     """One worker: its lane, and what the group must know of the step it is writing."""
 
-    def __init__(self, number: int, lane: Lane) -> None:
+    def __init__(self, number: int, lane: Lane, vocabulary: Vocabulary) -> None:
         self.number = number
         self.lane = lane
         self.num_steps = 0
@@ -39,6 +41,11 @@ class Worker:
         self.ended: Cause | None = None
         """Why the current step ended, until the group has settled that."""
         self.stop_reason: int | None = None
+        self.stopped = False
+        """Whether its last step is written."""
+        self.finished = False
+        """Whether the current step has come to the end that a step is to have."""
+        self.characters = Characters(vocabulary)
         self._step = StepText()
 
     @property
@@ -56,6 +63,7 @@ class Worker:
         self.carry = None
         self._step, self._text = StepText(), ""
         self._marks, self.has_mark = tuple(marks), False
+        self.finished = False
 
     def reads(self, token: int, script: Script, checks: Counter[str]) -> bool:
         """Read a sampled token; return whether it ends the step.
@@ -66,22 +74,32 @@ class Worker:
             checks: Answers to checks, counted here.
 
         """
-        piece = script.vocabulary.piece(token)
-        self._look_for_marks(piece)
+        piece = self.characters.feed(token)
+        self._look_for_marks(piece, script)
         if self.checked:
             self._read_check(piece, checks)
         rules = script.recipe.workers
-        sampled = self.node.num_sampled - self.node.num_pending
-        if rules.max_step_tokens is not None and sampled >= rules.max_step_tokens:
-            return True
         by_text = self._step.feed(piece)
-        return token in script.ends if script.ends else by_text
+        self.finished = token in script.ends if script.ends else by_text
+        most = rules.max_step_tokens
+        sampled = self.node.num_sampled - self.node.num_pending
+        cut = most is not None and sampled >= most and self.characters.whole
+        return self.finished or cut
 
-    def _look_for_marks(self, piece: str) -> None:
+    def is_spent(self, budget: int) -> bool:
+        """Whether it may sample no more, and no character is cut by that."""
+        return self.num_sampled >= budget and self.characters.whole
+
+    def is_open(self, script: Script) -> bool:
+        """Whether what follows the step's text would be glued to it."""
+        closed = self.finished or self._text.endswith(script.close_text)
+        return bool(script.close) and not closed
+
+    def _look_for_marks(self, piece: str, script: Script) -> None:
         text = self._text + piece
         self.has_mark = self.has_mark or any(mark in text for mark in self._marks)
-        longest = max(map(len, self._marks), default=1)
-        self._text = text[max(0, len(text) - longest + 1) :]
+        longest = max(map(len, (*self._marks, script.close_text)))
+        self._text = text[max(0, len(text) - longest) :]
 
     def _read_check(self, piece: str, checks: Counter[str]) -> None:
         self._check += piece

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..characters import Characters
 from ..exchange import Cause, Limits, Verdict
 from ..graph import Kind, Lane, Node, State
 from ..group import Group
@@ -142,8 +143,9 @@ class Replay:
 class _Told(Scanner):
     """A scanner that is told what it sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self.event: Event | None = None
+        self.characters = Characters(vocabulary)
 
     def feed(self, token_id: int) -> Event | None:
         event, self.event = self.event, None
@@ -158,4 +160,4 @@ class _ToldGrammar(Grammar):
 
     def scanner(self, **branch: object) -> Scanner:
         """Return a scanner, the same kind whatever branch it is for."""
-        return _Told()
+        return _Told(self.vocabulary)
