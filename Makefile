@@ -10,6 +10,7 @@ PROBLEMS ?= 1500
 EPOCHS ?= 3
 DRAFTS ?= 4
 SEEDS ?= 10000
+MINUTES ?= 10
 PY = $(VENV)/bin/python
 IN_DTYPE = $(if $(DTYPE),--dtype $(DTYPE))
 
@@ -25,11 +26,11 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow fuzz test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow fuzz soak test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS DTYPE; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; QUICK=1, TUNE=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS DTYPE; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; MINUTES for soak; QUICK=1, TUNE=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -51,6 +52,9 @@ test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 
 fuzz: env ## workers, paths, trees and plain requests mixed, ten thousand times
 	$(PY) -m tests.schedule.mixture --seeds 0:$(SEEDS)
+
+soak: env $(NEEDS_MODEL) ## a server for minutes under all profiles, in a pool that is too small
+	$(PY) -m tests.deploy.soak --minutes $(MINUTES)
 
 test-deploy: env $(NEEDS_MODEL) deploy-tools ## real server and Prometheus under load, its page in Chromium, Ray with killed replicas, Helm chart
 	$(PY) -m pytest -m deploy

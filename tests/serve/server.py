@@ -187,6 +187,11 @@ class Server:
                 command, env=environment(**changes), stdout=out, stderr=out, start_new_session=True
             )
 
+    @property
+    def pid(self) -> int:
+        """The process that was started; the others are its children."""
+        return self._process.pid
+
     @cached_property
     def http(self) -> httpx.Client:
         """A plain HTTP client."""
