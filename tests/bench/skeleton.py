@@ -80,15 +80,17 @@ def main() -> None:
     parser.add_argument("--profile", default="skeleton", help="name, or path of a .toml file")
     parser.add_argument("--max-tokens", type=int, default=1200)
     parser.add_argument("--plain-tokens", type=int, default=400, help="of the plain answers")
+    parser.add_argument("--questions", type=int, nargs="+", help="numbers from 1; default: all")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--texts", action="store_true", help="print both answers, too")
     args = parser.parse_args()
     llm = make_llm(
         args.model, {"profile": args.profile}, max_model_len=4096, dtype=args.dtype, max_num_seqs=64
     )
+    asked = [QUESTIONS[number - 1] for number in args.questions or range(1, 13)]
     texts: dict[str, str] = {}
     ours: dict[str, Any] = {}
-    for question, is_plain, output in answers(llm, args.max_tokens, args.plain_tokens):
+    for question, is_plain, output in answers(llm, asked, args.max_tokens, args.plain_tokens):
         if is_plain:
             texts[question] = output.outputs[0].text
         else:
@@ -101,13 +103,15 @@ def main() -> None:
                 print(f"--- plain\n{texts[question]}\n--- {args.profile}\n{text}\n", flush=True)
 
 
-def answers(llm: Any, max_tokens: int, plain_tokens: int) -> Iterator[tuple[str, bool, Any]]:
+def answers(
+    llm: Any, questions: list[str], max_tokens: int, plain_tokens: int
+) -> Iterator[tuple[str, bool, Any]]:
     """Ask every question both ways at once; yield question, whether it is plain, and the answer."""
     from vllm import SamplingParams
 
     engine, tokenizer = llm.llm_engine, llm.get_tokenizer()
     asked: dict[str, tuple[str, bool]] = {}
-    for question in QUESTIONS:
+    for question in questions:
         chat = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         prompt = {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
