@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from vllm_parallel_think.core.profile import Profile, load_profile
+
 from .engine import make_llm
 
 QUESTIONS = (
@@ -41,18 +43,20 @@ def script_of(text: str) -> str:
     return letters.most_common(1)[0][0] if letters else ""
 
 
-def points_of(text: str) -> tuple[list[str], list[str], str]:
+def points_of(text: str, profile: Profile) -> tuple[list[str], list[str], str]:
     """Return the titles and texts of an answer's points, and the conclusion behind them."""
+    starts = [profile.join.start, *(rule.start for rule in profile.join.starts)]
+    begin = "|".join(re.escape("".join(map(str, start)).strip()) for start in starts)
+    found = list(re.finditer(rf"^(?:{begin})", text, re.MULTILINE))
+    end = found[-1].start() if found else len(text)
+    text, conclusion = text[:end], text[end:]
     heads = list(HEADING.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
     bodies = [text[head.end() : end].strip() for head, end in zip(heads, ends, strict=True)]
-    conclusion = ""
-    if bodies:
-        bodies[-1], _, conclusion = bodies[-1].rpartition("\n\n")
     return [head[2] for head in heads], bodies, conclusion
 
 
-def report(question: str, plain: str, output: Any) -> dict[str, Any]:
+def report(question: str, plain: str, output: Any, profile: Profile) -> dict[str, Any]:
     """Say what became of one question."""
     text = output.outputs[0].text
     summary = (output.kv_transfer_params or {}).get("parallel_think", {})
@@ -61,7 +65,7 @@ def report(question: str, plain: str, output: Any) -> dict[str, Any]:
     row |= {"as_plain": text.startswith(plain), "script": script_of(text)}
     if not row["forks"]:
         return row
-    titles, bodies, conclusion = points_of(text)
+    titles, bodies, conclusion = points_of(text, profile)
     row |= {
         "paths": summary["paths"],
         "different": len({title.casefold() for title in titles}),
@@ -87,6 +91,8 @@ def main() -> None:
     llm = make_llm(
         args.model, {"profile": args.profile}, max_model_len=4096, dtype=args.dtype, max_num_seqs=64
     )
+    profile = load_profile(args.profile)
+    assert isinstance(profile, Profile)
     asked = [QUESTIONS[number - 1] for number in args.questions or range(1, 13)]
     texts: dict[str, str] = {}
     ours: dict[str, Any] = {}
@@ -96,7 +102,7 @@ def main() -> None:
         else:
             ours[question] = output
         if question in texts and question in ours:
-            row = report(question, texts[question], ours[question])
+            row = report(question, texts[question], ours[question], profile)
             print(json.dumps(row, ensure_ascii=False), flush=True)
             if args.texts:
                 text = ours[question].outputs[0].text
