@@ -295,3 +295,9 @@ def test_profile_says_what_is_wrong_beside_an_outline(old, new, said):
     parse_profile(OUTLINE, "mine")
     with pytest.raises(OptionError, match=said):
         parse_profile(OUTLINE.replace(old, new, 1), "mine")
+
+
+def test_client_who_wants_more_tokens_gets_the_heading_behind_a_conclusion(monkeypatch):
+    monkeypatch.setattr("vllm_parallel_think.core.group.Group._may_conclude", lambda *_: False)
+    player = Player("skeleton", {**LIST, "0.5": " do it.\n3. **Run**: x"}, vocabulary=tags()).run()
+    assert player.text.endswith("In short, do it.\n3. **Run**: x")

@@ -132,13 +132,11 @@ class Group(VisibleText):
         if node.state is State.DROPPED:  # by another branch of the same engine step
             return Verdict.END
         event = self._read(node, token)
-        if (
-            isinstance(event, BranchEnd)
-            and event.before
-            and (node.depth or self._may_conclude(node))
-        ):
-            self._concluded = self._concluded or node.depth == 0
-            return Verdict.RETRACT
+        if isinstance(event, BranchEnd) and event.before:
+            if node.depth or self._may_conclude(node):
+                self._concluded = self._concluded or node.depth == 0
+                return Verdict.RETRACT
+            event = None
         node.tokens.append(token)
         self._tally.fed(node)
         if node.first_at is None:
