@@ -76,6 +76,8 @@ def _sampled(client: SamplingParams, node: Node, temperature: float | None) -> d
     changes: dict[str, Any] = {"max_tokens": max_tokens}
     # A budget ends an answer even below the client's least length, as max_tokens does.
     changes["min_tokens"] = min(node.least, max_tokens)
+    if node.kind is Kind.OUTLINE:
+        changes["logprobs"] = None
     if temperature is not None:
         changes["temperature"] = temperature
     if client.seed is not None:

@@ -403,6 +403,10 @@ class GroupSchedulerMixin(LockStepMixin):
                 return kept + (taken if group.finish is not None and not node.depth else []), True
             kept += taken
             verdict = group.feed(node, token)
+            if verdict is Verdict.RETRACT:
+                group.end(node, Cause.EOS)
+                request.status = RequestStatus.FINISHED_STOPPED
+                return kept[: len(kept) - len(taken)], True
             if stopped:
                 stop = request.stop_reason if isinstance(request.stop_reason, int) else None
                 capped = request.status == RequestStatus.FINISHED_LENGTH_CAPPED
@@ -638,7 +642,7 @@ class GroupSchedulerMixin(LockStepMixin):
             self._swaps.append(Swap(family.root.request_id, (), out=False))
         if family.group.branched and self.finished_req_ids_dict is not None:
             self.finished_req_ids_dict[family.root.client_index].add(family.root.request_id)
-        own = "branched" if family.group.branched else "unbranched"
+        own = "branched" if family.group.has_paths else "unbranched"
         self._observer.ended(family, outcome or own)
 
     def _fail(self, family: Family) -> EngineCoreOutput:

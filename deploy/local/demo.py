@@ -243,7 +243,7 @@ def main() -> None:
         client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
         # The first request of a server compiles and touches memory; it would distort the table.
         last(ask(client, "Hello", 8, parallel_think="off"))
-        console.rule("parallel: an outline, its points side by side, a conclusion")
+        console.rule("parallel: a list's points side by side, and a conclusion")
         parallel = show(
             args.question,
             ask(
@@ -255,6 +255,9 @@ def main() -> None:
                 pt_live=True,
             ),
         )
+        if not parallel.summary.get("forks"):
+            console.print("The model began no list: the answer is the plain one.")
+            return
         sampled = parallel.summary["generated_tokens"]
         console.rule(f"one chain of as many sampled tokens ({sampled})")
         with console.status("the same question without branches"):

@@ -128,6 +128,9 @@ class Player:
                 return kept + ([EOS] if self.group.finish and not node.depth else []), False
             kept.append(token)
             verdict = self.group.feed(node, token)
+            if verdict is Verdict.RETRACT:
+                self.group.end(node, Cause.EOS)
+                return kept[:-1], False
             budget = self.max_tokens - len(self.group.opening)
             if token == STOP:
                 self.group.end(node, Cause.STOP_TOKEN, STOP)

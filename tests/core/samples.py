@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+VISIBLE = str(Path(__file__).parents[1] / "visible-outline.toml")
+"""A grammar without tags whose outline is part of the answer: what profile files may do."""
+
 MULTIVERSE = "<Parallel>\n<Goal>\n<Outline>\n1: p\n</Outline>\n<Outline>\n2: q\n</Outline>\n</Goal>"
 NESTED = (
     " n\n<Parallel>\n<Goal>\n<Outline>\n1.1: a\n</Outline>\n<Outline>\n1.2: b\n</Outline>\n</Goal>"
@@ -49,7 +54,7 @@ THREADS_TOY = {
     "0.1": "</Parallel>\n e",
 }
 
-SKELETON_TOY = {
+OUTLINE_TOY = {
     "0.0": " Apples\n2. Pears: sweet\n\n",
     "0.0/0.0": " one is red.\n",
     "0.0/1.0": " is green.\n",
@@ -61,5 +66,5 @@ TOYS = {
     "npr": NPR_TOY,
     "parallel-r1": R1_TOY,
     "threadweaver": THREADS_TOY,
-    "skeleton": SKELETON_TOY,
+    VISIBLE: OUTLINE_TOY,
 }

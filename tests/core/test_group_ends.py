@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from player import EOS, STOP, Player
-from samples import DEEP, MULTIVERSE, NESTED, R1_TOY, SKELETON_TOY, TOY, TOYS
+from samples import DEEP, MULTIVERSE, NESTED, OUTLINE_TOY, R1_TOY, TOY, TOYS, VISIBLE
 from vocabularies import ALL, Pieces, chars, odd
 
 from vllm_parallel_think.core.exchange import Cause, Finish, Verdict
@@ -85,10 +85,10 @@ def test_tag_with_the_last_token_of_the_budget_is_no_cut():
 
 
 def test_profile_sets_a_budget_unless_the_request_does():
-    scripts = {**SKELETON_TOY, "0.0/0.0": " word" * 300}
+    scripts = {**OUTLINE_TOY, "0.0/0.0": " word" * 300}
     lengths = []
     for budget in (None, 7):
-        player = Player("skeleton", scripts, path_tokens=budget).run()
+        player = Player(VISIBLE, scripts, path_tokens=budget).run()
         lengths.append(player.node("0.0/0.0").num_sampled + 1)
         assert player.summary["cut_paths"] == 1
     assert lengths == [128, 7]
@@ -250,52 +250,52 @@ def test_paths_that_the_model_writes_itself_do_not_end_the_outer_path():
         assert player.summary["forks"] == 1
 
 
-SKELETON_PATHS = "\n**1. Apples**\n\nThis one is red.\n\n**2. Pears**\n\nThis is green.\n"
+OUTLINE_PATHS = "\n**1. Apples**\n\nThis one is red.\n\n**2. Pears**\n\nThis is green.\n"
 
 
 @pytest.mark.parametrize("vocabulary", ALL)
-def test_skeleton_paths_end_at_a_line_break(vocabulary):
+def test_outline_paths_end_at_a_line_break(vocabulary):
     behind = {"0.0/0.0": " one is red.\n\nMore", "0.0/1.0": " is green.\nMore"}
-    player = Player("skeleton", {**SKELETON_TOY, **behind}, vocabulary=vocabulary()).run()
-    assert player.text.endswith(SKELETON_PATHS + "\nIn short, fruit.\n")
+    player = Player(VISIBLE, {**OUTLINE_TOY, **behind}, vocabulary=vocabulary()).run()
+    assert player.text.endswith(OUTLINE_PATHS + "\nIn short, fruit.\n")
     assert player.summary["cut_paths"] == 0
 
 
-def test_skeleton_path_keeps_what_stands_in_the_token_of_its_line_break():
+def test_outline_path_keeps_what_stands_in_the_token_of_its_line_break():
     merged = Pieces(r"\.\n\n|.")
-    scripts = {**SKELETON_TOY, "0.0/0.0": " one is red.\n\nMore"}
-    player = Player("skeleton", scripts, vocabulary=merged).run()
+    scripts = {**OUTLINE_TOY, "0.0/0.0": " one is red.\n\nMore"}
+    player = Player(VISIBLE, scripts, vocabulary=merged).run()
     assert "This one is red.\n\n\n**2. Pears**" in player.text
     assert player.summary["cut_paths"] == 0
 
 
-def test_skeleton_path_that_ends_without_a_line_break_gets_one():
+def test_outline_path_that_ends_without_a_line_break_gets_one():
     scripts = {
-        **SKELETON_TOY,
+        **OUTLINE_TOY,
         "0.0/0.0": [" one is red.", EOS],
         "0.0/1.0": " is green." + "!" * 200,
     }
-    player = Player("skeleton", scripts, vocabulary=chars()).run()
+    player = Player(VISIBLE, scripts, vocabulary=chars()).run()
     assert "This one is red.\n\n**2. Pears**\n\nThis is green.!!!" in player.text
     assert player.text.endswith("!\n\nIn short, fruit.\n")
     assert player.summary["cut_paths"] == 1
 
 
-def test_skeleton_forks_at_the_end_of_sequence_and_when_the_outline_is_full():
-    ended = {**SKELETON_TOY, "0.0": [" Apples\n2. Pears", EOS], "0.1": [" fruit.", EOS]}
-    player = Player("skeleton", ended).run()
+def test_outline_forks_at_the_end_of_sequence_and_when_the_outline_is_full():
+    ended = {**OUTLINE_TOY, "0.0": [" Apples\n2. Pears", EOS], "0.1": [" fruit.", EOS]}
+    player = Player(VISIBLE, ended).run()
     assert "2. Pears\n**1. Apples**\n\nThis one is red." in player.text
     assert player.visible.count(EOS) == 1, "only the one that ends the answer"
-    full = {**SKELETON_TOY, "0.0": " Apples\n2. Pears\n3. Plums\n\n"}
-    player = Player("skeleton", full, max_paths=2).run()
+    full = {**OUTLINE_TOY, "0.0": " Apples\n2. Pears\n3. Plums\n\n"}
+    player = Player(VISIBLE, full, max_paths=2).run()
     assert "2. Pears\n\n**1. Apples**\n\nThis one is red." in player.text
     assert "Plums" not in player.text
 
 
 def test_grammar_that_forks_once_goes_on_as_text():
     """A conclusion with blank lines and a list of its own is no second outline (INV-4)."""
-    scripts = {**SKELETON_TOY, "0.1": " a:\n\n1. b\n2. c\n\nend"}
-    player = Player(without_end("skeleton"), scripts).run()
+    scripts = {**OUTLINE_TOY, "0.1": " a:\n\n1. b\n2. c\n\nend"}
+    player = Player(without_end(VISIBLE), scripts).run()
     assert player.summary["forks"] == 1
     assert player.summary["fallbacks"] == {}
     assert player.text.endswith("In short, a:\n\n1. b\n2. c\n\nend")
@@ -321,10 +321,10 @@ class TestConclusionEnd:
     @pytest.mark.parametrize("num_chunk", [1, 3, 50])
     @pytest.mark.parametrize("vocabulary", ALL)
     def test_ends_the_answer_with_stop_and_nothing_behind_it(self, vocabulary, num_chunk, order):
-        scripts = {**SKELETON_TOY, "0.1": " fruit.\nMore\n\n1. a\n2. b\n\n"}
-        player = Player("skeleton", scripts, vocabulary=vocabulary(), num_chunk=num_chunk)
+        scripts = {**OUTLINE_TOY, "0.1": " fruit.\nMore\n\n1. a\n2. b\n\n"}
+        player = Player(VISIBLE, scripts, vocabulary=vocabulary(), num_chunk=num_chunk)
         player.run(lambda nodes: nodes[order])
-        assert player.text.endswith(SKELETON_PATHS + "\nIn short, fruit.\n")
+        assert player.text.endswith(OUTLINE_PATHS + "\nIn short, fruit.\n")
         assert player.finish == Finish("stop", None)
         assert EOS not in player.visible
         group = player.group
@@ -333,30 +333,30 @@ class TestConclusionEnd:
         assert player.summary["forks"] == 1 and player.summary["fallbacks"] == {}
 
     def test_is_visible_with_all_of_its_token(self):
-        scripts = {**SKELETON_TOY, "0.1": " fruit.\n\nMore"}
-        player = Player("skeleton", scripts, vocabulary=Pieces(r"\.\n\n|.")).run()
+        scripts = {**OUTLINE_TOY, "0.1": " fruit.\n\nMore"}
+        player = Player(VISIBLE, scripts, vocabulary=Pieces(r"\.\n\n|.")).run()
         assert player.text.endswith("In short, fruit.\n\n")
         assert player.finish == Finish("stop")
 
     def test_end_of_sequence_still_ends_an_answer_without_the_tag(self):
-        player = Player("skeleton", {**SKELETON_TOY, "0.1": [" fruit.", EOS]}).run()
+        player = Player(VISIBLE, {**OUTLINE_TOY, "0.1": [" fruit.", EOS]}).run()
         assert player.text.endswith("In short, fruit.")
         assert player.finish == Finish("stop") and player.visible[-1] == EOS
 
     def test_stop_token_in_front_of_it_keeps_its_reason(self):
-        player = Player("skeleton", {**SKELETON_TOY, "0.1": [" fruit", STOP, ".\n"]}).run()
+        player = Player(VISIBLE, {**OUTLINE_TOY, "0.1": [" fruit", STOP, ".\n"]}).run()
         assert player.finish == Finish("stop", STOP)
 
     def test_conclusion_cut_in_front_of_it_finishes_with_length(self):
-        full = Player("skeleton", SKELETON_TOY).run()
+        full = Player(VISIBLE, OUTLINE_TOY).run()
         length = len(full.visible)
         for max_tokens in range(length - 3, length + 2):
-            player = Player("skeleton", SKELETON_TOY, max_tokens=max_tokens).run()
+            player = Player(VISIBLE, OUTLINE_TOY, max_tokens=max_tokens).run()
             assert player.text == full.vocabulary.text(full.visible[:max_tokens])
             assert player.finish == Finish("length" if max_tokens < length else "stop")
         critical = full.summary["critical_path_tokens"]
         for budget in (critical - 1, critical, critical + 1):
-            player = Player("skeleton", SKELETON_TOY, critical_tokens=budget).run()
+            player = Player(VISIBLE, OUTLINE_TOY, critical_tokens=budget).run()
             assert player.finish == Finish("length" if budget < critical else "stop")
 
     @pytest.mark.parametrize("vocabulary", ALL)
@@ -392,12 +392,12 @@ class TestConclusionEnd:
 
     @pytest.mark.parametrize("join", ["kv", "reprefill"])
     def test_ends_the_answer_however_paths_are_joined(self, join):
-        scripts = {**SKELETON_TOY, "0.1": " fruit.\nMore"}
-        player = Player("skeleton", scripts, join=join).run()
-        assert player.text.endswith(SKELETON_PATHS + "\nIn short, fruit.\n")
+        scripts = {**OUTLINE_TOY, "0.1": " fruit.\nMore"}
+        player = Player(VISIBLE, scripts, join=join).run()
+        assert player.text.endswith(OUTLINE_PATHS + "\nIn short, fruit.\n")
         assert player.finish == Finish("stop")
 
-    @pytest.mark.parametrize("name", [name for name in TOYS if name != "skeleton"])
+    @pytest.mark.parametrize("name", [name for name in TOYS if name != VISIBLE])
     def test_profile_without_one_goes_on(self, name):
         """Until the end of sequence, whatever ends its paths."""
         assert load_profile(name).join.end == ()

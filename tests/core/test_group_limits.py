@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from player import EOS, STOP, Player
-from samples import DEEP, MULTIVERSE, NESTED, NPR_TOY, R1_TOY, SKELETON_TOY, TOY, TOYS
+from samples import DEEP, MULTIVERSE, NESTED, NPR_TOY, OUTLINE_TOY, R1_TOY, TOY, TOYS, VISIBLE
 from vocabularies import ALL, tags
 
 from vllm_parallel_think.core.exchange import Finish
@@ -148,8 +148,8 @@ def test_tight_fork_inside_a_path_leaves_the_promised_room_INV4(block_size):
 def test_long_titles_are_counted_as_forced_text_INV4():
     """A heading repeats a title of any length; the index space must hold it."""
     title = " ".join(["word"] * 60)
-    scripts = {**SKELETON_TOY, "0.0": f" {title}\n2. {title}\n\n"}
-    profile = load_profile("skeleton")
+    scripts = {**OUTLINE_TOY, "0.0": f" {title}\n2. {title}\n\n"}
+    profile = load_profile(VISIBLE)
     patient = replace(profile, fork=replace(profile.fork, max_outline_tokens=None))
     for index_blocks in range(20, 160, 3):
         player = Player(patient, scripts, index_blocks=index_blocks, block_size=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from player import EOS, Player
-from samples import DEEP, MULTIVERSE, SKELETON_TOY, TOY, TOYS
+from samples import DEEP, MULTIVERSE, OUTLINE_TOY, TOY, TOYS, VISIBLE
 from vocabularies import ALL, chars
 
 from vllm_parallel_think.core.live import LIVE_TOKENS
@@ -35,7 +35,7 @@ def test_nothing_is_shown_in_front_of_a_fork():
 
 
 def test_every_path_is_shown_while_only_the_first_is_released():
-    player = Player("skeleton", SKELETON_TOY, vocabulary=chars(), live=True)
+    player = Player(VISIBLE, OUTLINE_TOY, vocabulary=chars(), live=True)
     player.run_until(lambda: len(player.running) == 2)
     first, second = player.running
     assert lanes(player) == [("1", 0, False), ("2", 0, False)]
@@ -59,15 +59,13 @@ def test_every_path_is_shown_while_only_the_first_is_released():
 @pytest.mark.parametrize("vocabulary", ALL)
 @pytest.mark.parametrize("num_chunk", [1, 5])
 def test_counts_only_grow_and_tails_follow_the_text(vocabulary, num_chunk):
-    player = Player(
-        "skeleton", SKELETON_TOY, vocabulary=vocabulary(), live=True, num_chunk=num_chunk
-    )
+    player = Player(VISIBLE, OUTLINE_TOY, vocabulary=vocabulary(), live=True, num_chunk=num_chunk)
     before = [0, 0]
     while player.finish is None:
         player.step(player.running[-1])
         view = player.group.live_view() or []
         for index, lane in enumerate(view):
-            script = SKELETON_TOY[f"0.0/{index}.0"]
+            script = OUTLINE_TOY[f"0.0/{index}.0"]
             assert lane["tokens"] >= before[index]
             assert script.startswith(lane["tail"])
             assert lane["tokens"] == len(player.vocabulary.encode(lane["tail"]))
@@ -80,8 +78,8 @@ def test_counts_only_grow_and_tails_follow_the_text(vocabulary, num_chunk):
 
 def test_tail_holds_the_last_tokens_only():
     text = "".join(chr(ord("a") + at % 26) for at in range(100))
-    scripts = {**SKELETON_TOY, "0.0/0.0": text + "\n"}
-    player = Player("skeleton", scripts, vocabulary=chars(), live=True).run()
+    scripts = {**OUTLINE_TOY, "0.0/0.0": text + "\n"}
+    player = Player(VISIBLE, scripts, vocabulary=chars(), live=True).run()
     view = player.group.live_view()
     assert view is not None
     assert view[0]["tokens"] == 101
@@ -89,8 +87,8 @@ def test_tail_holds_the_last_tokens_only():
 
 
 def test_path_that_is_closed_for_it_is_done_and_counts_its_own_tokens():
-    scripts = {**SKELETON_TOY, "0.0/0.0": ["abc", EOS], "0.0/1.0": "x" * 50}
-    player = Player("skeleton", scripts, vocabulary=chars(), live=True, path_tokens=20).run()
+    scripts = {**OUTLINE_TOY, "0.0/0.0": ["abc", EOS], "0.0/1.0": "x" * 50}
+    player = Player(VISIBLE, scripts, vocabulary=chars(), live=True, path_tokens=20).run()
     assert lanes(player) == [("1", 3, True), ("2", 20, True)]
 
 
@@ -126,7 +124,7 @@ def test_released_text_is_the_same_whether_paths_are_shown_or_not():
         assert (shown.visible, shown.finish) == (plain.visible, plain.finish)
 
 
-@pytest.mark.parametrize(("name", "path_tokens"), [("multiverse", None), ("skeleton", 3)])
+@pytest.mark.parametrize(("name", "path_tokens"), [("multiverse", None), (VISIBLE, 3)])
 def test_tail_of_a_short_path_holds_every_token_that_is_counted(name, path_tokens):
     player = Player(name, TOYS[name], live=True, path_tokens=path_tokens).run()
     view = player.group.live_view()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from player import Player
-from samples import DEEP, NPR_TOY, R1_TOY, SKELETON_TOY, THREADS_TOY, TOY, TOYS
+from samples import DEEP, NPR_TOY, OUTLINE_TOY, R1_TOY, THREADS_TOY, TOY, TOYS, VISIBLE
 
 from vllm_parallel_think.core.graph import Kind
 from vllm_parallel_think.core.profile import Profile, load_profile
@@ -98,8 +98,8 @@ def test_threadweaver_joins_on_one_linear_copy_INV2():
     assert all(player.group.nodes[i].retired for i in (1, 2))
 
 
-def test_skeleton_paths_follow_the_outline_and_the_conclusion_the_longest_path_INV2():
-    player = Player("skeleton", SKELETON_TOY).run()
+def test_outline_paths_follow_the_outline_and_the_conclusion_the_longest_path_INV2():
+    player = Player(VISIBLE, OUTLINE_TOY).run()
     end = player.node("0.0").end
     paths = [player.node("0.0/0.0"), player.node("0.0/1.0")]
     assert [path.start for path in paths] == [end, end]
@@ -115,7 +115,7 @@ TEXTS = {
     "c</Summary> end",
     "threadweaver": THREADS_TOY["0.0"] + "\n<Thread>\n1: p</Thread><Thread>\n2: q r</Thread>\n"
     "</Parallel>\n e",
-    "skeleton": "Short outline:\n1. Apples\n2. Pears: sweet\n\n\n"
+    VISIBLE: "Short outline:\n1. Apples\n2. Pears: sweet\n\n\n"
     "**1. Apples**\n\nThis one is red.\n\n"
     "**2. Pears**\n\nThis is green.\n\nIn short, fruit.\n",
 }
@@ -143,7 +143,7 @@ def test_siblings_are_hidden_and_a_conclusion_sees_everything_INV2():
     assert all(node.index > inner.index or node.depth for node in hidden)
 
 
-@pytest.mark.parametrize("name", ["multiverse", "npr", "skeleton"])
+@pytest.mark.parametrize("name", ["multiverse", "npr", VISIBLE])
 def test_join_can_be_a_causal_copy_for_any_grammar_INV2(name):
     plain = Player(name, TOYS[name]).run()
     linear = Player(name, TOYS[name], join="reprefill").run()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from samples import VISIBLE
 from vocabularies import Pieces
 
 from vllm_parallel_think.core.names import NAME_SPAN, READ_EVERY, NameReader, PathName
@@ -45,7 +46,7 @@ def reader(pattern: str, most: int = 8) -> tuple[NameReader, CountingPattern]:
 
 
 def test_a_million_characters_line_by_line_are_shown_a_few_times_each():
-    names, counting = reader(str(profile("skeleton").fork.names))
+    names, counting = reader(str(profile(VISIBLE).fork.names))
     num_lines = 1_000_000 // len(LINE)
     for _ in range(num_lines):
         names.feed(LINE)
@@ -76,7 +77,7 @@ def test_names_beyond_the_most_are_counted_once_and_read_no_more():
 @pytest.mark.parametrize("size", [1, 3, 7, 50])
 def test_reading_in_parts_finds_what_reading_at_once_finds(size):
     text = "".join(f"{n % 13}. Title {n}: more\n\nplain line {n}.\n" for n in range(600))
-    pattern = str(profile("skeleton").fork.names)
+    pattern = str(profile(VISIBLE).fork.names)
     whole, _ = reader(pattern, most=1000)
     whole.feed(text)
     parts, _ = reader(pattern, most=1000)
@@ -96,7 +97,7 @@ def test_a_name_may_be_begun_in_a_line_that_was_read_before():
 
 
 def test_a_title_grows_until_its_line_is_complete():
-    names, _ = reader(str(profile("skeleton").fork.names))
+    names, _ = reader(str(profile(VISIBLE).fork.names))
     names.feed("1. Half")
     assert names.read() == (PathName("1", "Half"),)
     names.feed(" a loaf\n1. Other\n")
@@ -116,9 +117,9 @@ def test_line_starts_are_those_of_the_text_not_of_what_is_kept_of_it():
 
 
 TOKENS: dict[str, tuple[str, list[str], Callable[[int], int]]] = {
-    "skeleton, line breaks": ("skeleton", [")\n"], lambda i: 0),
-    "skeleton, one name again and again": ("skeleton", ["1. a\n"], lambda i: 0),
-    "skeleton, blank lines": ("skeleton", ["x\n\n"], lambda i: 0),
+    "skeleton, line breaks": (VISIBLE, [")\n"], lambda i: 0),
+    "skeleton, one name again and again": (VISIBLE, ["1. a\n"], lambda i: 0),
+    "skeleton, blank lines": (VISIBLE, ["x\n\n"], lambda i: 0),
     "multiverse, an outline without end": (
         "multiverse",
         ["<Parallel>", "<Goal>", "<Outline>1: p"],

@@ -15,8 +15,10 @@ from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.profile import (
     ForkRule,
     JoinRule,
+    OutlineRule,
     PathRule,
     Profile,
+    StartRule,
     builtin_profiles,
     load_profile,
     parse_profile,
@@ -45,9 +47,10 @@ def test_built_in_profiles_load_under_their_own_names():
 
 def test_every_key_is_documented():
     text = (Path(profile_module.__file__).parents[1] / "profiles" / "README.md").read_text("utf-8")
-    sections = re.split(r"\| `\[", text.partition("## Profiles with workers")[0])
-    for section, rule in zip(sections, (Profile, ForkRule, PathRule, JoinRule), strict=True):
-        keys = {field.name for field in fields(rule)} - {"fork", "path", "join"}
+    sections = re.split(r"\| `\[+", text.partition("## Lists that")[0])
+    rules = (Profile, ForkRule, OutlineRule, PathRule, JoinRule, StartRule)
+    for section, rule in zip(sections, rules, strict=True):
+        keys = {field.name for field in fields(rule)} - {"fork", "path", "join", "outline"}
         assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == keys
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from samples import MULTIVERSE, NPR, THREADS
+from samples import MULTIVERSE, NPR, THREADS, VISIBLE
 from vocabularies import ALL, Pieces, chars, odd, tags
 
 from vllm_parallel_think.core.errors import OptionError
@@ -127,7 +127,7 @@ def test_unnamed_paths_are_numbered():
     assert event == ForkSeen(numbered, opened=True)
 
 
-class TestSkeleton:
+class TestVisibleOutline:
     """A grammar without tags: a numbered outline, in several ways to end."""
 
     OUTLINE = " Apples\n2. **Pears**: sweet\n3) Plums.\n"
@@ -135,22 +135,22 @@ class TestSkeleton:
 
     @pytest.mark.parametrize("vocabulary", ALL)
     def test_blank_line_forks_with_titles(self, vocabulary):
-        ((_, event),) = events("skeleton", self.OUTLINE + "\n", vocabulary(), seed="1.")
+        ((_, event),) = events(VISIBLE, self.OUTLINE + "\n", vocabulary(), seed="1.")
         assert event == ForkSeen(self.NAMES, opened=True)
 
     def test_full_outline_forks_at_the_end_of_its_line(self):
-        read, event = events("skeleton", self.OUTLINE, chars(), seed="1.", max_names=2)[0]
+        read, event = events(VISIBLE, self.OUTLINE, chars(), seed="1.", max_names=2)[0]
         assert event == ForkSeen(self.NAMES[:2], opened=True)
         assert read.endswith("sweet\n")
 
     def test_long_outline_forks_by_its_complete_lines(self):
         text = self.OUTLINE + "4. A fourth point that goes on and on" + " and on" * 30
-        read, event = events("skeleton", text, chars(), seed="1.")[0]
+        read, event = events(VISIBLE, text, chars(), seed="1.")[0]
         assert event == ForkSeen(self.NAMES, opened=True)
-        assert len(read) == load_profile("skeleton").fork.max_outline_tokens
+        assert len(read) == load_profile(VISIBLE).fork.max_outline_tokens
 
     def test_end_of_sequence_forks_if_there_are_two_names(self):
-        grammar = Grammar(load_profile("skeleton"), chars())
+        grammar = Grammar(load_profile(VISIBLE), chars())
         for text, count in ((" Apples", 0), (" Apples\n2. Pears", 2)):
             scanner = grammar.scanner(in_path=False, max_names=8, seed="1.")
             for token in grammar.vocabulary.encode(text):
@@ -167,25 +167,25 @@ class TestSkeleton:
 
     @pytest.mark.parametrize("vocabulary", ALL)
     def test_line_break_ends_a_path_before_a_blank_line_can_fork(self, vocabulary):
-        seen = events("skeleton", "Red.\n\nmore", vocabulary(), in_path=True)
+        seen = events(VISIBLE, "Red.\n\nmore", vocabulary(), in_path=True)
         assert seen == [("Red.\n", BranchEnd()), ("Red.\n\n", BranchEnd())]
 
     @pytest.mark.parametrize("vocabulary", ALL)
     def test_text_that_also_forks_ends_a_path(self, vocabulary):
-        profile = load_profile("skeleton")
+        profile = load_profile(VISIBLE)
         same = replace(profile, path=replace(profile.path, end=("\n\n",)))
         ((read, event),) = events(same, "Red.\n\nmore", vocabulary(), in_path=True)
         assert (read, event) == ("Red.\n\n", BranchEnd())
 
     def test_token_that_ends_a_path_and_completes_a_fork_ends_the_path(self):
         merged = Pieces(r"\.\n\n|.")
-        ((read, event),) = events("skeleton", "Red.\n\nmore", merged, in_path=True)
+        ((read, event),) = events(VISIBLE, "Red.\n\nmore", merged, in_path=True)
         assert (read, event) == ("Red.\n\n", BranchEnd())
 
     @pytest.mark.parametrize("in_path", [False, True])
     @pytest.mark.parametrize("vocabulary", ALL)
     def test_scanner_told_not_to_fork_sees_ends_only(self, vocabulary, in_path):
-        grammar = Grammar(load_profile("skeleton"), vocabulary())
+        grammar = Grammar(load_profile(VISIBLE), vocabulary())
         scanner = grammar.scanner(in_path=in_path, max_names=2, seed="1.", forks=False)
         seen = [scanner.feed(token) for token in grammar.vocabulary.encode(self.OUTLINE + "\n")]
         assert set(seen) == ({None, BranchEnd()} if in_path else {None})
@@ -193,7 +193,7 @@ class TestSkeleton:
 
     def test_title_ends_at_a_colon_or_full_stop_without_marks(self):
         outline = " **Apples**. Red\n2. *Pears:* sweet\n3. Plums. Blue: dark.\n\n"
-        ((_, event),) = events("skeleton", outline, chars(), seed="1.")
+        ((_, event),) = events(VISIBLE, outline, chars(), seed="1.")
         assert event == ForkSeen(self.NAMES, opened=True)
 
 
@@ -219,7 +219,7 @@ class TestConclusionEnd:
 
     def test_path_end_does_not_end_a_conclusion(self):
         assert events("multiverse", "x</Path> y", tags(), concludes=True) == []
-        assert events("skeleton", "x y", tags(), concludes=True) == []
+        assert events(VISIBLE, "x y", tags(), concludes=True) == []
 
     def test_given_as_token_id_matches_that_token(self):
         vocabulary = tags()
@@ -254,9 +254,9 @@ def test_every_block_needs_an_opening_of_its_own(vocabulary):
         ("Sunday with friends.", "Sunday with friends"),
     ],
 )
-def test_skeleton_titles_are_the_first_clause_without_emphasis(line, title):
+def test_titles_of_a_visible_outline_are_the_first_clause_without_emphasis(line, title):
     text = f" {line}\n2. Other\n3. **\n\n"
-    ((_, event),) = events("skeleton", text, ALL[0](), seed="1.")
+    ((_, event),) = events(VISIBLE, text, ALL[0](), seed="1.")
     assert isinstance(event, ForkSeen)
     assert [path.title for path in event.names] == [title, "Other"]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from player import Player
-from samples import DEEP, MULTIVERSE, NPR, THREADS, TOYS
+from samples import DEEP, MULTIVERSE, NPR, THREADS, TOYS, VISIBLE
 from test_group_limits import RANDOM, paths, write
 from test_group_positions import TEXTS
 from vocabularies import ALL, tags
@@ -80,7 +80,7 @@ def test_words_and_tags_are_counted_without_a_tokenizer():
 def test_outline_that_ends_without_a_tag_is_found_by_the_first_heading():
     heads = "\n**1. Apples**\n\nThis a.\n\n**2. Pears**\n\nThis b.\n\nIn short, x"
     for outline in (" Apples\n2. Pears", " Apples\n2. Pears\n", " Apples\n2. Pears\n3. Half a l"):
-        result = trace(f"Short outline:\n1.{outline}{heads}", load_profile("skeleton"))
+        result = trace(f"Short outline:\n1.{outline}{heads}", load_profile(VISIBLE))
         labels = [branch.label for branch in result.branches]
         assert labels == ["trunk", "path 1", "path 2", "conclusion"]
         assert result.branches[0].text == outline
@@ -88,8 +88,8 @@ def test_outline_that_ends_without_a_tag_is_found_by_the_first_heading():
 
 
 def test_numbered_text_after_a_grammar_that_forks_once_is_text():
-    text = TEXTS["skeleton"] + "\n\n1. a\n2. b\n\nend"
-    result = trace(text, ending("skeleton"))
+    text = TEXTS[VISIBLE] + "\n\n1. a\n2. b\n\nend"
+    result = trace(text, ending(VISIBLE))
     assert result.summary["forks"] == 1 and result.notes == ()
     assert result.branches[-1].text == " fruit.\n\n\n1. a\n2. b\n\nend"
 
@@ -114,8 +114,8 @@ class TestConclusionEnd:
 
     @pytest.mark.parametrize("tail", ["\n", "\n\n", " "])
     def test_white_space_behind_it_is_noted_and_not_counted(self, tail):
-        result = trace(TEXTS["skeleton"] + tail, load_profile("skeleton"))
-        plain = trace(TEXTS["skeleton"], load_profile("skeleton"))
+        result = trace(TEXTS[VISIBLE] + tail, load_profile(VISIBLE))
+        plain = trace(TEXTS[VISIBLE], load_profile(VISIBLE))
         assert plain.notes == () and plain.branches[-1].text == " fruit.\n"
         assert result.branches == plain.branches
         assert result.summary == plain.summary
@@ -123,7 +123,7 @@ class TestConclusionEnd:
         assert result.notes == (note,)
 
     def test_answer_without_it_ended_at_its_end_of_sequence(self):
-        result = trace(TEXTS["skeleton"].rstrip(), load_profile("skeleton"))
+        result = trace(TEXTS[VISIBLE].rstrip(), load_profile(VISIBLE))
         assert result.branches[-1].text == " fruit." and result.notes == ()
 
     @pytest.mark.parametrize("tag", ["</Conclusion>", "</Parallel>", "\n"])
@@ -171,7 +171,7 @@ class TestConclusionEnd:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_plain_text_is_one_branch(name):
-    text = "just text" if name != "skeleton" else "Short outline:\n1. just text"
+    text = "just text" if name != VISIBLE else "Short outline:\n1. just text"
     (branch,) = trace(text, load_profile(name)).branches
     assert branch.label == "trunk" and branch.start == 0
     assert trace(text, load_profile(name)).summary["parallelism_ratio"] == 1.0
@@ -326,28 +326,28 @@ BAD = {
         THREADS + "\n<Thread>\n1: a</Thread><Thread>\n2: b</Thread><Thread>\n3: c</Thread>",
         *("path '3' has no outline", 8, 14, "'<Thread>'", "</Parallel>"),
     ),
-    "skeleton, no opening": (
-        *("skeleton", "1. Apples"),
+    "visible outline, no opening": (
+        *(VISIBLE, "1. Apples"),
         *("the engine's opening is missing", 1, 1, "'1. Apples'", "'Short outline:\\n1.'"),
     ),
-    "skeleton, heading missing": (
-        *("skeleton", "Short outline:\n1. Apples\n2. Pears\n\nNow then"),
+    "visible outline, heading missing": (
+        *(VISIBLE, "Short outline:\n1. Apples\n2. Pears\n\nNow then"),
         *("path '1' is missing", 5, 1, "'Now then'", "'**1. Apples**\\n\\nThis'"),
     ),
-    "skeleton, conclusion missing": (
-        *("skeleton", TEXTS["skeleton"].replace("In short,", "So,")),
+    "visible outline, conclusion missing": (
+        *(VISIBLE, TEXTS[VISIBLE].replace("In short,", "So,")),
         *("the conclusion is missing", 14, 1, "'So, fruit.'", "'\\nIn short,'"),
     ),
-    "skeleton, second line in a path": (
-        *("skeleton", TEXTS["skeleton"].replace("is red.\n", "is red.\nAnd sweet.\n")),
+    "visible outline, second line in a path": (
+        *(VISIBLE, TEXTS[VISIBLE].replace("is red.\n", "is red.\nAnd sweet.\n")),
         *("path '2' is missing", 9, 1, "'And sweet.'", "'**2. Pears**\\n\\nThis'"),
     ),
-    "skeleton, path without its first word": (
-        *("skeleton", TEXTS["skeleton"].replace("This is green", "It is green")),
+    "visible outline, path without its first word": (
+        *(VISIBLE, TEXTS[VISIBLE].replace("This is green", "It is green")),
         *("path '2' is missing", 10, 1, "'**2. Pears**'", "'**2. Pears**\\n\\nThis'"),
     ),
-    "skeleton, text behind the conclusion": (
-        *("skeleton", TEXTS["skeleton"] + "\n1. a\n2. b\n\nend"),
+    "visible outline, text behind the conclusion": (
+        *(VISIBLE, TEXTS[VISIBLE] + "\n1. a\n2. b\n\nend"),
         *("text behind the end of the answer", 16, 1, "'1. a'", "end of text"),
     ),
 }
@@ -410,7 +410,7 @@ def test_first_break_of_the_grammar_is_named_with_its_place(what):
     assert f"line {line}, column {column}: " in str(error)
 
 
-@pytest.mark.parametrize("name", ["multiverse", "npr", "parallel-r1", "threadweaver", "skeleton"])
+@pytest.mark.parametrize("name", ["multiverse", "npr", "parallel-r1", "threadweaver", VISIBLE])
 def test_every_cut_of_an_answer_is_read_or_refused_with_a_place_INV5(name):
     text, refused = TEXTS[name], 0
     for length in range(len(text)):

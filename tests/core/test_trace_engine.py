@@ -6,7 +6,7 @@ import random
 
 import pytest
 from player import Player
-from samples import MULTIVERSE, NESTED, NPR, THREADS
+from samples import MULTIVERSE, NESTED, NPR, THREADS, VISIBLE
 from vocabularies import ALL
 
 from vllm_parallel_think.core.profile import Profile, builtin_profiles, load_profile
@@ -18,10 +18,14 @@ OUTLINES = {
     "npr": (NPR, NPR.replace("</plan>", "")),
     "parallel-r1": ("<Parallel>",),
     "threadweaver": (THREADS, THREADS.replace("</Outline>", "")),
-    "skeleton": (" Apples\n2. Pears: sweet\n\n", " Apples\n2. Pears", " A\n2. B\n3. C\n"),
+    "skeleton": ("So:\n\n", "Well.\n\n"),
+    "visible-outline": (" Apples\n2. Pears: sweet\n\n", " Apples\n2. Pears", " A\n2. B\n3. C\n"),
 }
+DRAFT = {"0.1": "1. Apples: x", "0.2": " Pears\n", "0.3": "no"}
 PROFILES = [
-    loaded for name in builtin_profiles() if isinstance(loaded := load_profile(name), Profile)
+    loaded
+    for name in (*builtin_profiles(), VISIBLE)
+    if isinstance(loaded := load_profile(name), Profile)
 ]
 
 
@@ -42,6 +46,8 @@ class Babble(dict[str, list[str]]):
 
     def _made_up(self, address: str) -> list[str]:
         rng, parts = self._rng, list[str]()
+        if self._profile.outline is not None and address in DRAFT:
+            return [DRAFT[address]]
         for _ in range(rng.randrange(8)):
             draw = rng.random()
             if draw < 0.5:
@@ -53,7 +59,7 @@ class Babble(dict[str, list[str]]):
         if address == "0.0" and self._outlines:
             first = self._profile.opening or rng.random() < 0.5
             parts.insert(0 if first else len(parts), rng.choice(self._outlines))
-        elif "/" in address:
+        elif "/" in address and self._profile.path.end:
             parts.append(rng.choice([*map(str, self._profile.path.end), ""]))
         return parts
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from player import EOS, Player
+from samples import VISIBLE
 from vocabularies import Bytes
 
 from vllm_parallel_think.core.characters import MAX_REST, Characters
@@ -102,7 +103,7 @@ def test_a_path_that_runs_out_of_room_is_cut_at_the_end_of_a_character(index_blo
 
 
 def test_an_outline_is_cut_at_the_end_of_a_character() -> None:
-    profile = load_profile("skeleton")
+    profile = load_profile(VISIBLE)
     vocabulary = Bytes()
     for extra in range(8):
         scanner = Grammar(profile, vocabulary).scanner(  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import httpx
 
-from tests.serve.server import ENDLESS, MODEL_NAME, outline_of
+from tests.serve.server import ENDLESS, MODEL_NAME, VISIBLE_OUTLINE, outline_of
 
 TOPICS = (
     *("Three fruits?", "Three colours?", "Three animals?", "Three sports?", "Three trees?"),
@@ -28,12 +28,12 @@ Kind = Literal["parallel", "plain", "refused"]
 def options(folder: Path) -> dict[str, Any]:
     """Return the plugin's options of a server for this load.
 
-    Beside the built-in profile, whose paths end where the model likes, it has one whose paths use
+    Beside one profile whose paths end where the model likes, it has one whose paths use
     up their budgets.
     """
     profile = folder / "endless.toml"
     profile.write_text(ENDLESS)
-    return {"profile": "skeleton", "profiles": [str(profile)]}
+    return {"profile": VISIBLE_OUTLINE, "profiles": [str(profile)]}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def asks(num: int, leaving: float, seed: int) -> Iterator[Ask]:
         goes = number in gone
         xargs: dict[str, Any] = {
             "parallel": {
-                "parallel_think": rng.choice(("skeleton", "endless")),
+                "parallel_think": rng.choice(("visible-outline", "endless")),
                 "pt_path_tokens": rng.randrange(12, 48),
                 "pt_max_paths": rng.choices((4, 2), (80, 20))[0],
             },

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve.server import FRUITS, MODEL_NAME, XARGS, Server, wait_until
+from tests.serve.server import FRUITS, MODEL_NAME, VISIBLE_OUTLINE, XARGS, Server, wait_until
 
 KEY = "0123456789abcdef"
 CHAT = {"model": MODEL_NAME, "messages": FRUITS, "max_tokens": 120, "temperature": 0}
@@ -22,7 +22,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 def guarded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with an API key that finishes its requests when it ends."""
     log = tmp_path_factory.mktemp("guarded") / "log"
-    options = {"profile": "skeleton"}
+    options = {"profile": VISIBLE_OUTLINE}
     server = Server(model, log, options, "--shutdown-timeout", "60", VLLM_API_KEY=KEY)
     try:
         server.wait_ready()

@@ -1,4 +1,4 @@
-"""INV-2 on a real model: SmolLM2 with the skeleton profile against one dense masked forward."""
+"""INV-2 on a real model: SmolLM2 with a visible outline against one dense masked forward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+VISIBLE_OUTLINE = Path(__file__).parents[1] / "visible-outline.toml"
 KV_TOLERANCE = 5e-3
 """Keys of SmolLM2 reach several hundred: float32 sums in another order differ there."""
 
@@ -39,11 +40,11 @@ def dense_forward(model: Any, nodes: list[Any]) -> tuple[torch.Tensor, Any]:
     return output.logits[0], output.past_key_values
 
 
-def test_skeleton_on_smollm2(smollm2: Path, make_engine: Any) -> None:
+def test_visible_outline_on_smollm2(smollm2: Path, make_engine: Any) -> None:
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    engine = make_engine(model=smollm2, options={"profile": "skeleton"})
+    engine = make_engine(model=smollm2, options={"profile": str(VISIBLE_OUTLINE)})
     prompt = engine.llm.get_tokenizer().apply_chat_template(
         [{"role": "user", "content": "What is good about living in a city?"}],
         add_generation_prompt=True,

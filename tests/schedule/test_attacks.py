@@ -17,6 +17,7 @@ from vllm_parallel_think.core.exchange import Cause
 
 from .test_schedules import prompt, simulate
 
+VISIBLE_OUTLINE = str(Path(__file__).parents[1] / "visible-outline.toml")
 MODES = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 
 
@@ -231,7 +232,7 @@ def test_titles_of_characters_that_span_tokens(tmp_path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     vocabulary = TokenizerVocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
-    scanner = Grammar(load_profile("skeleton"), vocabulary).scanner(
+    scanner = Grammar(load_profile(VISIBLE_OUTLINE), vocabulary).scanner(
         in_path=False, max_names=2, seed="1."
     )
     text = " Caf\u00e9\n2. \u8133 \u601d\u8003\n"

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local import smollm2
 
-from .server import ENDLESS, SHORT_STEPS, Answer, Server
+from .server import ENDLESS, SHORT_STEPS, VISIBLE_OUTLINE, Answer, Server
 
 _LOG = pytest.StashKey[Server]()
 
@@ -25,13 +25,13 @@ def model() -> Path:
 def server(
     model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
-    """A server whose requests branch by the skeleton profile unless they say otherwise."""
+    """A server whose requests branch by a visible outline unless they say otherwise."""
     folder = tmp_path_factory.mktemp("serve")
     profile = folder / "endless.toml"
     profile.write_text(ENDLESS)
     workers = folder / "short-steps.toml"
     workers.write_text(SHORT_STEPS)
-    options = {"profile": "skeleton", "profiles": [str(profile), str(workers)]}
+    options = {"profile": VISIBLE_OUTLINE, "profiles": [str(profile), str(workers)]}
     server = Server(model, folder / "server.log", options)
     request.config.stash[_LOG] = server
     try:

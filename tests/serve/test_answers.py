@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from .server import FRUITS, MODEL_NAME, XARGS, Answer, Server, outline_of, wait_until
+from .server import (
+    FRUITS,
+    MODEL_NAME,
+    VISIBLE_OUTLINE,
+    XARGS,
+    Answer,
+    Server,
+    outline_of,
+    wait_until,
+)
 
 OFF = {"parallel_think": "off"}
 POINT = re.compile(r"(?m)^[ ]*([0-9]{1,2})[.)][ ]+([^\s:][^\n:.]*)")
 CONCLUSION = "In short,"
 NUM_OPENING = 6
-"""Tokens the engine writes in front of a skeleton answer; shorter answers stay plain."""
+"""Tokens the engine writes in front of such an answer; shorter answers stay plain."""
 
 
 def headings(answer: Answer) -> list[tuple[int, int]]:
@@ -92,7 +101,7 @@ def test_completions_of_several_prompts(server: Server) -> None:
     body |= {"n": 1, "return_token_ids": True, "vllm_xargs": {"pt_path_tokens": 16}}
     whole = server.post("/v1/completions", **body).json()
     summaries = whole["kv_transfer_params"]["parallel_think"]
-    assert [summary["profile"] for summary in summaries] == ["skeleton", "skeleton"]
+    assert [summary["profile"] for summary in summaries] == ["visible-outline"] * 2
     counted = [len(choice["token_ids"]) for choice in whole["choices"]]
     assert whole["usage"]["completion_tokens"] == sum(counted)
     with server.http.stream(
@@ -127,7 +136,7 @@ def test_responses_and_messages(server: Server) -> None:
         events = [line for line in response.iter_lines() if line.startswith("data: {")]
     last = json.loads(events[-1].removeprefix("data: "))
     assert last["type"] in ("response.completed", "response.incomplete")  # by vLLM's version
-    assert last["response"]["kv_transfer_params"]["parallel_think"]["profile"] == "skeleton"
+    assert last["response"]["kv_transfer_params"]["parallel_think"]["profile"] == "visible-outline"
     body = {"model": MODEL_NAME, "messages": FRUITS[-1:], "max_tokens": 24, "stream": True}
     with server.http.stream("POST", "/v1/messages", json=body) as response:
         events = [line for line in response.iter_lines() if "message_delta" in line]
@@ -306,7 +315,7 @@ def test_a_worker_inside_the_engine_process(model: Path, tmp_path: Path, whole: 
     Asked twice, because blocks that are used again hold what another branch has left in them.
     """
     changes = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    server = Server(model, tmp_path / "server.log", {"profile": "skeleton"}, **changes)
+    server = Server(model, tmp_path / "server.log", {"profile": VISIBLE_OUTLINE}, **changes)
     try:
         server.wait_ready()
         for _ in range(2):

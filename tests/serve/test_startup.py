@@ -13,7 +13,16 @@ import pytest
 
 from tests.metrics.scrape import Scrape
 
-from .server import FRUITS, XARGS, Answer, Server, environment, run_script, vllm_command
+from .server import (
+    FRUITS,
+    VISIBLE_OUTLINE,
+    XARGS,
+    Answer,
+    Server,
+    environment,
+    run_script,
+    vllm_command,
+)
 
 _PATCHED = """
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
@@ -291,7 +300,7 @@ def test_server_writes_what_an_engine_in_process_writes(
 ) -> None:
     """What runs in process is compared with a dense mask; the server's processes change nothing."""
     request = {"extra_args": XARGS, "max_tokens": 120}
-    key = {"parallel_think": {"profile": "skeleton"}}
+    key = {"parallel_think": {"profile": VISIBLE_OUTLINE}}
     in_process, answers, summaries = run_script(
         OFFLINE,
         str(model),
@@ -316,7 +325,7 @@ def test_several_processes(
     model: Path, tmp_path: Path, arguments: list[str], engines: set[str]
 ) -> None:
     """Answers come back to the process that the client asked; one scrape shows all engines."""
-    server = Server(model, tmp_path / "log", {"profile": "skeleton"}, *arguments)
+    server = Server(model, tmp_path / "log", {"profile": VISIBLE_OUTLINE}, *arguments)
     try:
         server.wait_ready()
         asked = range(8)  # the kernel deals connections out to both processes
@@ -330,10 +339,10 @@ def test_several_processes(
         server.wait_idle()
         scrape = Scrape(server.http.get("/metrics").text)
         for engine in engines:
-            assert scrape.sum("vllm_pt_forks_total", engine=engine, profile="skeleton") > 0
-            assert scrape.sum("vllm_pt_info", engine=engine, profile="skeleton") == 1
+            assert scrape.sum("vllm_pt_forks_total", engine=engine, profile="visible-outline") > 0
+            assert scrape.sum("vllm_pt_info", engine=engine, profile="visible-outline") == 1
         assert scrape.values("vllm_pt_forks_total", "engine") == engines
-        assert scrape.sum("vllm_pt_forks_total", profile="skeleton") == len(asked)
+        assert scrape.sum("vllm_pt_forks_total", profile="visible-outline") == len(asked)
         assert scrape.sum("vllm_pt_refused_requests_total", reason="options") == len(asked)
         assert scrape.sum("vllm_pt_held_blocks") == 0
         assert scrape.sum("vllm:request_success_total") == len(asked)
@@ -347,7 +356,7 @@ def test_offline_answers(model: Path) -> None:
     """``LLM`` answers alike in one process and in several; ``off`` is what vLLM answers alone."""
     branching = [{"extra_args": XARGS}, {"extra_args": {"parallel_think": "off"}}]
     branching.append({"extra_args": XARGS, "n": 2, "temperature": 1, "seed": 7})
-    key = {"parallel_think": {"profile": "skeleton"}}
+    key = {"parallel_think": {"profile": VISIBLE_OUTLINE}}
 
     def answers(several: bool, options: dict[str, Any], requests: list[dict[str, Any]]) -> Any:
         return run_script(

@@ -18,6 +18,8 @@ class Verdict(enum.Enum):
     """Run one more step, so that the last token gets its K/V, then end."""
     END = "end"
     """End now; the last token has no K/V yet."""
+    RETRACT = "retract"
+    """End now, in front of the last token: it belongs to nothing and nobody sees it."""
 
 
 class Cause(enum.Enum):

@@ -25,6 +25,10 @@ class Kind(enum.Enum):
     CLOSE = "close"
     """Tokens that a branch still lacks in the KV cache, and what is forced behind them."""
     CONCLUSION = "conclusion"
+    OUTLINE = "outline"
+    """A title of an outline that the client does not see."""
+    REST = "rest"
+    """The answer as the model goes on with it, where no outline came of one."""
 
 
 class State(enum.Enum):
@@ -125,7 +129,7 @@ class Node:
     @property
     def num_visible(self) -> int:
         """Number of tokens the client sees of this node."""
-        return len(self.tokens) - self.num_hidden
+        return 0 if self.kind is Kind.OUTLINE else len(self.tokens) - self.num_hidden
 
     @property
     def end(self) -> int:
@@ -145,6 +149,8 @@ class Node:
     @property
     def forced_visible(self) -> list[int]:
         """Given tokens that the client sees and that nobody sampled."""
+        if self.kind is Kind.OUTLINE:
+            return []
         return self.tokens[self.num_hidden + self.num_pending : self.num_given]
 
     @property

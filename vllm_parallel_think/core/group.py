@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from .characters import Characters
@@ -18,14 +19,46 @@ from .exchange import Cause, Emission, Finish, Limits, Verdict
 from .graph import Fork, Kind, Lane, Node, State
 from .live import show_path
 from .options import RequestOptions
+from .outline import Draft
 from .profile import Forced
 from .room import Room
-from .scan import BranchEnd, Event, ForkSeen, Grammar, PathName
+from .scan import (
+    BranchEnd,
+    Event,
+    ForkSeen,
+    Grammar,
+    ListDue,
+    PathName,
+    PointScanner,
+    Scanner,
+    TitleScanner,
+    TitleSeen,
+)
 from .tally import Tally
 from .visible import VisibleText
 from .vote import VOTE_TOKENS, Vote, extract, majority
 
 _NOTHING: Any = object()
+
+_LANGUAGE_TOKENS = 64
+"""Tokens in front of a list that tell the language of the answer."""
+
+
+@dataclass
+class _Drafting:
+    """An outline in the making.
+
+    Attributes:
+        parent: Where the list may begin.
+        held: The parent's last token, which has no K/V yet and is given to whatever follows.
+        title: What the last title is, once it is known.
+
+    """
+
+    parent: Node
+    draft: Draft
+    held: int = 0
+    title: str = ""
 
 
 class Group(VisibleText):
@@ -65,6 +98,10 @@ class Group(VisibleText):
         """What a node's end tag asks for: paths to open, or (``None``) the end of its lane."""
         self._lane_stops: dict[Lane, Finish] = {}
         self._latest_fork: Fork | None = None
+        self._drafting: _Drafting | None = None
+        """The outline that is being written."""
+        self._reads_like = ""
+        """Text in front of the paths and their titles, which tells the answer's language."""
         self._prompt_len = len(prompt)
         self.opening = grammar.forced(self._profile.opening)
         self._first_only = grammar.forced(self._profile.join.first_only)
@@ -94,11 +131,23 @@ class Group(VisibleText):
         """Take a token that was sampled for a branch and appended to its request."""
         if node.state is State.DROPPED:  # by another branch of the same engine step
             return Verdict.END
+        event = self._read(node, token)
+        if isinstance(event, BranchEnd) and event.before:
+            if node.depth or self._may_conclude(node):
+                self._concluded = self._concluded or node.depth == 0
+                return Verdict.RETRACT
+            event = None
         node.tokens.append(token)
         self._tally.fed(node)
         if node.first_at is None:
             node.first_at = self._limits.clock()
-        event = self._read(node, token)
+        if isinstance(event, TitleSeen):
+            assert self._drafting is not None
+            self._drafting.title = event.title
+            return Verdict.END
+        if isinstance(event, ListDue) and self._may_draft(node):
+            self._drafting = _Drafting(node, Draft(self._options.max_paths, invited=event.invited))
+            return Verdict.END
         after = None
         if isinstance(event, BranchEnd) and node.depth == 0:
             if self._may_conclude(node):
@@ -164,6 +213,16 @@ class Group(VisibleText):
         if self._options.vote and node.depth:
             self._end_voter(node, cause, stop_reason)
             return
+        if node.kind is Kind.OUTLINE:
+            self._end_title(node, cause)
+            return
+        if self._drafting is not None and node.depth == 0:
+            if cause is Cause.VERDICT:
+                self._drafting.held = node.tokens.pop()
+                self._tally.taken_back()
+                self._draft(node)
+                return
+            self._drafting = None  # the answer ended there anyhow
         if cause is Cause.EOS and node.scanner is not None:
             seen = node.scanner.at_end()
             if seen is not None and self._may_fork(node, seen):
@@ -184,7 +243,7 @@ class Group(VisibleText):
             self.finish = Finish(reason, stop_reason, apart=self._concluded)
         else:
             self._num_cut += cause is not Cause.EOS
-            close = self._grammar.forced(self._profile.path.close, node.lane.path)
+            close = self._close_of(node)
             pending = cause is not Cause.EOS and node.num_sampled > 0
             self._compute_behind(node, pending, close, self._profile.path.after, None)
 
@@ -254,6 +313,11 @@ class Group(VisibleText):
     def branched(self) -> bool:
         """Whether the request is no longer the one request that the client sent."""
         return len(self._order) > 1
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether it opened paths; a request may branch and go on as one answer all the same."""
+        return self._num_paths > 0
 
     @property
     def nodes(self) -> Sequence[Node]:
@@ -420,6 +484,86 @@ class Group(VisibleText):
             return "held_kv_fraction"
         return None
 
+    def _close_of(self, node: Node) -> tuple[int, ...]:
+        """Return what is forced behind a path that did not end itself."""
+        close = self._profile.path.close
+        if isinstance(node.scanner, PointScanner):
+            close = (node.scanner.close("".join(map(str, close))),)
+        return self._grammar.forced(close, node.lane.path)
+
+    # -- outlines that nobody sees -----------------------------------------------------------
+
+    def _may_draft(self, node: Node) -> bool:
+        """Decide whether an outline is worth its tokens: paths must be allowed to follow it."""
+        two = self._grammar.numbered(2)
+        return self._may_fork(node, ForkSeen(two, opened=True))
+
+    def _draft(self, node: Node) -> None:
+        """Let the model write the next title, behind the text and the titles in front of it."""
+        drafting = self._drafting
+        assert drafting is not None
+        drafting.title = ""
+        draft, lane = drafting.draft, drafting.parent.lane
+        given = [drafting.held, *self._grammar.forced((draft.text,))]
+        if self._room.fits_draft(lane, len(given)):
+            scanner = TitleScanner(self._grammar.vocabulary, draft.reader())
+            self._add_behind_place(Kind.OUTLINE, node, given, scanner)
+        else:
+            self._end_draft(node)
+
+    def _end_title(self, node: Node, cause: Cause) -> None:
+        """Take a title, and go on to the next one or end the draft."""
+        drafting = self._drafting
+        assert drafting is not None
+        node.retired = True  # nobody attends to it
+        self._retired.append(node)
+        if cause is Cause.EOS and isinstance(node.scanner, TitleScanner):
+            drafting.title = node.scanner.end().title
+        if drafting.draft.take(drafting.title):
+            self._draft(node)
+        else:
+            self._end_draft(node)
+
+    def _end_draft(self, node: Node) -> None:
+        """Fork by the draft's titles, or let the model go on as if there had been no draft."""
+        drafting = self._drafting
+        assert drafting is not None
+        titles = enumerate(drafting.draft.titles)
+        names = tuple(PathName(str(number + 1), title) for number, title in titles)
+        if self._may_fork(drafting.parent, ForkSeen(names, opened=True)):
+            following = self._add_behind_place(Kind.CLOSE, node, [drafting.held], None)
+            self._ending[following] = names
+        else:
+            scanner = drafting.parent.scanner
+            following = self._add_behind_place(Kind.REST, node, [drafting.held], scanner)
+        self._drafting = None
+
+    def _add_behind_place(
+        self, kind: Kind, node: Node, given: list[int], scanner: Scanner | None
+    ) -> Node:
+        """Add a node that sees the text in front of the list, and no draft."""
+        assert self._drafting is not None
+        parent = self._drafting.parent
+        return self._add_node(
+            kind,
+            parent.lane,
+            prefix=(*parent.prefix, parent),
+            start=parent.end,
+            given=given,
+            num_hidden=0,
+            critical_before=node.critical_before + node.num_sampled,
+            after=node,
+            num_pending=int(kind is not Kind.OUTLINE),
+            scanner=scanner,
+        )
+
+    def _written_by(self, nodes: Sequence[Node], names: Sequence[PathName]) -> str:
+        """Return how the answer reads so far, with its paths' titles."""
+        if not self._profile.join.starts:
+            return ""
+        tokens = [t for node in nodes for t in node.tokens[node.num_given :][-_LANGUAGE_TOKENS:]]
+        return "\n".join((self._grammar.vocabulary.text(tokens), *(name.title for name in names)))
+
     def _follow(self, node: Node, ending: tuple[PathName, ...] | None, *, pending: bool) -> None:
         """Go on behind a tag, once what is forced behind it is computed."""
         rule = self._profile.path if ending is None else self._profile.fork
@@ -472,6 +616,7 @@ class Group(VisibleText):
         fork = Fork(node)
         if node.depth == 0:
             self._latest_fork = fork
+            self._reads_like = self._written_by((*node.prefix, node), names)
         self._num_forks += 1
         self._num_paths += len(names)
         self._widest = max(self._widest, len(names))
@@ -528,7 +673,7 @@ class Group(VisibleText):
         parent = fork.parent
         inner = [node for lane in fork.lanes for node in lane.all_nodes]
         critical = max(n.critical_before + n.num_sampled for n in inner)
-        given = list(self._grammar.forced(self._profile.join.start))
+        given = list(self._grammar.forced(self._grammar.join_start(self._reads_like)))
         if self._join_mode == "kv":
             prefix = (*parent.prefix, parent, *inner)
             start, copies = self._join_position(fork), []
@@ -569,21 +714,10 @@ class Group(VisibleText):
         critical_before: int,
         after: Node | None,
         num_pending: int = 0,
+        scanner: Scanner | None = None,
     ) -> Node:
-        scanner = None
-        if kind is not Kind.CLOSE and not self._options.vote:
-            seed = ""
-            if kind is Kind.TRUNK and self._profile.opening:
-                last = self._profile.opening[-1]
-                seed = last.rpartition("\n")[2] if isinstance(last, str) else ""
-            spent = self._profile.fork.once and self._num_forks > 0
-            scanner = self._grammar.scanner(
-                in_path=lane.depth > 0,
-                concludes=kind is Kind.CONCLUSION and lane.depth == 0,
-                max_names=self._options.max_paths,
-                seed=seed,
-                forks=not spent,
-            )
+        if scanner is None and kind is not Kind.CLOSE and not self._options.vote:
+            scanner = self._scanner(kind, lane)
         node = Node(
             index=self._num_nodes,
             kind=kind,
@@ -611,6 +745,26 @@ class Group(VisibleText):
 
     def _characters(self, kind: Kind) -> Characters | None:
         return None if kind is Kind.CLOSE else Characters(self._grammar.vocabulary)
+
+    def _scanner(self, kind: Kind, lane: Lane) -> Scanner:
+        """Return a scanner for a new node."""
+        seed = ""
+        if kind is Kind.TRUNK and self._profile.opening:
+            last = self._profile.opening[-1]
+            seed = last.rpartition("\n")[2] if isinstance(last, str) else ""
+        once = self._profile.fork.once or self._profile.outline is not None
+        budget = self._options.summary_tokens
+        if lane.depth:
+            budget = self._options.path_tokens or self._profile.path.max_tokens
+        return self._grammar.scanner(
+            in_path=lane.depth > 0,
+            concludes=kind is Kind.CONCLUSION and lane.depth == 0,
+            max_names=self._options.max_paths,
+            seed=seed,
+            forks=not (once and self._num_forks > 0),
+            name=lane.name,
+            budget=budget,
+        )
 
     def _drop_behind(self, node: Node) -> None:
         """A stop token ended the answer here: nothing behind it will be seen."""

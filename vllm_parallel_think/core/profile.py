@@ -85,13 +85,45 @@ class PathRule:
     """
 
     start: Forced
-    end: tuple[Tag, ...]
+    end: tuple[Tag, ...] = ()
     close: Forced = ()
     after: Forced = ()
     stride: int = 0
     num_tags: int | None = None
     open: Tag | None = None
     max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class OutlineRule:
+    """How an outline comes about that the client does not see.
+
+    Attributes:
+        tries: Places of an answer in which a list is looked for, before it goes on as text.
+        max_title_tokens: A heading longer than this is none.
+        invite: Whether the first number is written for the model behind a paragraph; behind a colon
+            a list is always the model's own idea.
+
+    """
+
+    tries: int = 2
+    max_title_tokens: int = 24
+    invite: bool = False
+
+
+@dataclass(frozen=True)
+class StartRule:
+    """A conclusion's start in answers that read like something.
+
+    Attributes:
+        match: Regular expression that is looked for in the text in front of the list and its
+            titles.
+        start: Forced in place of ``[join] start``.
+
+    """
+
+    match: str
+    start: Forced
 
 
 @dataclass(frozen=True)
@@ -108,6 +140,7 @@ class JoinRule:
             answer (it must be how ``[path] start`` begins).
         end: Any of these tags, once generated in a conclusion of the trunk, ends the answer; empty
             for models that end it themselves.
+        starts: Other starts, for answers in other languages; the first that matches is taken.
 
     """
 
@@ -116,6 +149,7 @@ class JoinRule:
     position: Literal["longest", "total"] = "longest"
     first_only: Forced = ()
     end: tuple[Tag, ...] = ()
+    starts: tuple[StartRule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +159,7 @@ class Profile:
     Attributes:
         name: Name that requests use.
         summary: One line for people.
+        outline: How the paths' titles are found out, for models that write no outline.
         opening: Forced at the very start of the answer; empty for models trained on a grammar.
         max_depth: Deepest nesting of the grammar, whatever the server allows.
 
@@ -135,6 +170,7 @@ class Profile:
     fork: ForkRule
     path: PathRule
     join: JoinRule
+    outline: OutlineRule | None = None
     opening: Forced = ()
     max_depth: int = 8
 
@@ -150,7 +186,8 @@ class Profile:
         """Every text and token id of the profile, those that are forced included."""
         fork, path, join = self.fork, self.path, self.join
         forced = (*self.opening, *fork.after, *path.start, *path.close, *path.after)
-        return (*self.tags, *forced, *join.start, *join.first_only)
+        starts = (tag for rule in join.starts for tag in rule.start)
+        return (*self.tags, *forced, *join.start, *starts, *join.first_only)
 
 
 _SCALARS: dict[str, type | tuple[type, ...]] = {
@@ -166,6 +203,10 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
     "on_end": bool,
     "when_full": bool,
     "once": bool,
+    "invite": bool,
+    "tries": int,
+    "max_title_tokens": int,
+    "match": str,
     "mode": str,
     "position": str,
     "name": str,
@@ -174,6 +215,14 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
     "names_after": (str, int),
 }
 _LISTS = {"trigger", "end", "start", "close", "opening", "after", "first_only"}
+
+
+_TABLES: dict[str, type] = {
+    "outline": OutlineRule,
+    "fork": ForkRule,
+    "path": PathRule,
+    "join": JoinRule,
+}
 
 
 def builtin_profiles() -> tuple[str, ...]:
@@ -227,15 +276,33 @@ def parse_profile(text: str, source: str) -> Profile | Recipe:
         raise OptionError(f"profile {source}: not valid TOML: {shortened(str(error))}") from None
     if "workers" in raw:
         return parse_recipe(raw, source)
-    tables = {}
-    for key, rule in (("fork", ForkRule), ("path", PathRule), ("join", JoinRule)):
+    tables: dict[str, Any] = {}
+    drafts = "outline" in raw
+    for key, rule in _TABLES.items():
         table = raw.pop(key, None)
+        if table is None and key == ("fork" if drafts else "outline"):
+            tables[key] = ForkRule() if drafts else None
+            continue
         if not isinstance(table, dict):
             raise OptionError(f"profile {source}: the table [{key}] is missing")
+        if key == "join":
+            table = {**table, "starts": _starts(table.get("starts", []), source)}
         tables[key] = _build(rule, table, f"profile {source}, [{key}]")
     profile = _build(Profile, {**raw, **tables}, f"profile {source}")
     _check(profile, source)
     return profile
+
+
+def _starts(value: object, source: str) -> tuple[StartRule, ...]:
+    where = f"profile {source}, [[join.starts]]"
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise OptionError(f"{where}: expected tables with match and start, got {quoted(value)}")
+    starts = tuple(_build(StartRule, item, where) for item in value)
+    for rule in starts:
+        if not rule.start:
+            raise OptionError(f"{where}: start must not be empty: a join needs a first token")
+        compiled(rule.match, f"{where}: match")
+    return starts
 
 
 def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -280,7 +347,9 @@ def _check(profile: Profile, source: str) -> None:
         raise OptionError(f"{where}, [path]: start must not be empty: a path needs a first token")
     if not profile.join.start:
         raise OptionError(f"{where}, [join]: start must not be empty: a join needs a first token")
-    if bool(profile.fork.trigger) == profile.fork.at_start or not profile.path.end:
+    if profile.outline is not None:
+        _check_outline(profile, where)
+    elif bool(profile.fork.trigger) == profile.fork.at_start or not profile.path.end:
         raise OptionError(
             f"{where}: [fork] trigger (or at_start) and [path] end must name at least one tag"
         )
@@ -296,6 +365,9 @@ def _check(profile: Profile, source: str) -> None:
         "[path] num_tags": (profile.path.num_tags, 1, MOST),
         "max_depth": (profile.max_depth, 1, MOST),
     }
+    if profile.outline is not None:
+        spans["[outline] tries"] = (profile.outline.tries, 1, MOST)
+        spans["[outline] max_title_tokens"] = (profile.outline.max_title_tokens, 1, MOST)
     for key, (value, low, high) in spans.items():
         if value is not None and not low <= value <= high:
             allowed = f"at least {low}" if value < low else f"at most {high}"
@@ -313,7 +385,9 @@ def _check(profile: Profile, source: str) -> None:
     first = "".join(map(str, profile.join.first_only))
     if not "".join(map(str, profile.path.start)).startswith(first):
         raise OptionError(f"{where}, [join]: first_only must be how [path] start begins")
-    if (profile.fork.names is None) == (profile.fork.num_paths is None):
+    if profile.outline is None and (
+        (profile.fork.names is None) == (profile.fork.num_paths is None)
+    ):
         raise OptionError(f"{where}, [fork]: set exactly one of names and num_paths")
     if profile.fork.names is not None:
         names = compiled(profile.fork.names, f"{where}, [fork]: names")
@@ -337,3 +411,21 @@ def compiled(pattern: object, where: str) -> re.Pattern[str]:
     except (re.error, OverflowError, RecursionError) as error:
         reason = shortened(str(error))
         raise OptionError(f"{where} must be a regular expression: {reason}") from None
+
+
+def _check_outline(profile: Profile, where: str) -> None:
+    fork, path, join = profile.fork, profile.path, profile.join
+    if fork != ForkRule(min_tokens_left=fork.min_tokens_left):
+        raise OptionError(f"{where}, [fork]: beside [outline] only min_tokens_left is allowed")
+    if profile.max_depth > 1:
+        raise OptionError(f"{where}: [outline] needs max_depth = 1")
+    if path.end or join.end:
+        raise OptionError(
+            f"{where}: beside [outline], [path] and [join] have no end: points end by themselves"
+        )
+    if path.stride or path.num_tags is not None or path.open is not None or join.first_only:
+        raise OptionError(
+            f"{where}: beside [outline], stride, num_tags, open and first_only are not allowed"
+        )
+    if not all(isinstance(tag, str) for tag in path.close):
+        raise OptionError(f"{where}, [path]: beside [outline], close must be text")

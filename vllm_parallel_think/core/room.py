@@ -8,6 +8,7 @@ from .characters import MAX_REST
 from .exchange import Limits
 from .graph import Kind, Lane, Node
 from .options import RequestOptions
+from .outline import CLOSE_FENCE
 from .scan import Grammar, PathName
 
 MIN_PATH_TOKENS = 16
@@ -44,7 +45,7 @@ class Room:
         """
         block_size = self._limits.block_size
         used = self._used(node.lane)
-        start = len(self._grammar.forced(self._profile.join.start))
+        start = self._grammar.longest_join_start
         conclusion = -(-(start + MIN_CONCLUSION_TOKENS + 1) // block_size)
         after = self._grammar.forced(self._profile.fork.after)
         if after and node.kind is not Kind.CLOSE:  # a node of its own, with the trigger
@@ -59,6 +60,13 @@ class Room:
         # One more, as the step that computes an end tag samples a token of no use.
         length = longest + MIN_PATH_TOKENS + MAX_REST + 1
         return -(-length // self._limits.block_size) + self._close_blocks()
+
+    def fits_draft(self, lane: Lane, num_given: int) -> bool:
+        """Whether one more title fits behind so many given tokens, whatever stands in front."""
+        outline = self._profile.outline
+        assert outline is not None
+        room = (lane.room - self._used(lane)) * self._limits.block_size
+        return room > num_given + outline.max_title_tokens
 
     def bound(self, node: Node, num_visible: int) -> None:
         """Say how much a new node may sample, and how much it must.
@@ -92,7 +100,8 @@ class Room:
             return
         else:
             node.num_front = own + num_visible
-        node.least = max(0, self._limits.min_tokens - node.num_front)
+        if node.kind is not Kind.OUTLINE:
+            node.least = max(0, self._limits.min_tokens - node.num_front)
 
     def _rooms(self, node: Node) -> list[int]:
         """Return for how many tokens there are blocks and positions."""
@@ -108,7 +117,7 @@ class Room:
         """Return how much of the client's ``max_tokens`` is left to a node that may end it."""
         if self._options.vote and node.depth:
             return [self._limits.max_tokens]
-        if node.kind is Kind.CONCLUSION and node.depth == 0:
+        if node.kind in (Kind.CONCLUSION, Kind.REST) and node.depth == 0:
             return [self._limits.max_tokens - num_visible - node.num_visible]
         return []
 
@@ -122,6 +131,8 @@ class Room:
         summarises = node.kind is Kind.CONCLUSION and lane.depth == 0
         if self._options.summary_tokens is not None and summarises:
             budgets.append(self._options.summary_tokens)
+        if node.kind is Kind.OUTLINE and self._profile.outline is not None:
+            budgets.append(self._profile.outline.max_title_tokens)
         return budgets
 
     def _positions_fit(self, node: Node, names: Sequence[PathName]) -> bool:
@@ -141,8 +152,9 @@ class Room:
         behind = 1
         if in_path:
             rule = self._profile
-            parts = (rule.path.close, rule.path.after, rule.join.start)
-            behind += MIN_CONCLUSION_TOKENS + sum(len(self._grammar.forced(p)) for p in parts)
+            parts = (rule.path.close, rule.path.after)
+            behind += MIN_CONCLUSION_TOKENS + self._grammar.longest_join_start
+            behind += sum(len(self._grammar.forced(p)) for p in parts)
         return self._limits.index_blocks * self._limits.block_size - position - behind
 
     def _used(self, lane: Lane) -> int:
@@ -151,4 +163,6 @@ class Room:
     def _close_blocks(self) -> int:
         rule = self._profile.path
         length = 1 + sum(len(self._grammar.forced(part)) for part in (rule.close, rule.after))
+        if self._profile.outline is not None:
+            length += len(self._grammar.forced((CLOSE_FENCE,)))
         return -(-length // self._limits.block_size)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from .characters import Characters, Pieces
 from .errors import OptionError
 from .names import NameReader, PathName
-from .profile import Forced, Profile, Tag
+from .outline import CLOSE_FENCE, PlaceReader, PointReader, TitleReader
+from .profile import Forced, OutlineRule, Profile, Tag
 
 
 class Vocabulary(Pieces, Protocol):
@@ -35,10 +37,44 @@ class ForkSeen:
 
 @dataclass(frozen=True)
 class BranchEnd:
-    """A path wrote its end tag, or a conclusion the tag that ends the answer."""
+    """A path wrote its end tag, or a conclusion the tag that ends the answer.
+
+    Attributes:
+        before: Whether the branch ended in front of its last token, which is none of its text.
+
+    """
+
+    before: bool = False
 
 
-Event = ForkSeen | BranchEnd
+@dataclass(frozen=True)
+class ListDue:
+    """The trunk came to a place where a list may begin.
+
+    Attributes:
+        invited: Whether the first number is written for the model.
+
+    """
+
+    invited: bool
+
+
+@dataclass(frozen=True)
+class TitleSeen:
+    """A draft's title is complete; an empty one is none."""
+
+    title: str
+
+
+Event = ForkSeen | BranchEnd | ListDue | TitleSeen
+
+
+_SENTENCE_SHARE = 0.75
+"""Share of its budget behind which a point ends with a sentence rather than in the next one."""
+
+
+def _late(budget: int | None) -> int | None:
+    return None if budget is None else int(_SENTENCE_SHARE * budget)
 
 
 @dataclass(frozen=True)
@@ -85,6 +121,20 @@ class Grammar:
             tokens.extend(self.vocabulary.encode(part))
         return tuple(tokens)
 
+    def join_start(self, text: str) -> Forced:
+        """Return what starts the conclusion of an answer that reads like this text."""
+        join = self.profile.join
+        if not join.starts:
+            return join.start
+        return next((s.start for s in join.starts if re.search(s.match, text)), join.start)
+
+    @cached_property
+    def longest_join_start(self) -> int:
+        """Tokens of the longest start of a conclusion."""
+        join = self.profile.join
+        starts = (join.start, *(other.start for other in join.starts))
+        return max(len(self.forced(start)) for start in starts)
+
     def numbered(self, num_paths: int) -> tuple[PathName, ...]:
         """Return names of paths that a block does not name: 1, 2, ..., with their tags."""
         num_tags = self.profile.path.num_tags or num_paths
@@ -98,6 +148,8 @@ class Grammar:
         concludes: bool = False,
         seed: str = "",
         forks: bool = True,
+        name: str = "",
+        budget: int | None = None,
     ) -> Scanner:
         """Return a scanner for one branch.
 
@@ -107,8 +159,16 @@ class Grammar:
             max_names: Paths that the request may open at once.
             seed: Forced text in front of the branch that its path names may start in.
             forks: Whether the branch may fork at all; otherwise only a path's end is looked for.
+            name: The path's name.
+            budget: Tokens that the path or the conclusion may sample, if that is bounded.
 
         """
+        outline = self.profile.outline
+        if outline is not None and (in_path or concludes):
+            following = int(name) + 1 if in_path else None
+            return PointScanner(self.vocabulary, PointReader(following, _late(budget)))
+        if outline is not None and forks:
+            return PlaceScanner(self.vocabulary, outline)
         ends: tuple[Tag, ...] = ()
         if in_path:
             ends = self.profile.path.end
@@ -234,3 +294,81 @@ class Scanner:
         if self._rule.names is None:
             return self._grammar.numbered(self._rule.num_paths or 0)
         return self._names.read(whole_lines=whole_lines) if self._names is not None else ()
+
+
+class PlaceScanner(Scanner):
+    """Finds places in a trunk where a list may begin, as often as the profile allows."""
+
+    def __init__(self, vocabulary: Vocabulary, rule: OutlineRule) -> None:
+        self.characters = Characters(vocabulary)
+        self._reader = PlaceReader()
+        self._invites = rule.invite
+        self._tries = rule.tries
+
+    def feed(self, token_id: int) -> Event | None:
+        """Take the next sampled token; return the place that it came to, if it is one."""
+        if not self._reader.feed(self.characters.feed(token_id)) or not self._tries:
+            return None
+        self._tries -= 1
+        return ListDue(self._invites and not self._reader.behind_colon)
+
+    def stop_forks(self) -> None:
+        """Look for no more places."""
+        self._tries = 0
+
+    def at_end(self) -> ForkSeen | None:
+        """Return nothing: an answer that ends begins no list."""
+        return None
+
+
+class TitleScanner(Scanner):
+    """Reads one title of a draft."""
+
+    def __init__(self, vocabulary: Vocabulary, reader: TitleReader) -> None:
+        self.characters = Characters(vocabulary)
+        self._reader = reader
+
+    def feed(self, token_id: int) -> Event | None:
+        """Take the next sampled token; return the title that it completes."""
+        if self._reader.feed(self.characters.feed(token_id)):
+            return TitleSeen(self._reader.title or "")
+        return None
+
+    def end(self) -> TitleSeen:
+        """Return what the title is if nothing follows."""
+        self._reader.end()
+        return TitleSeen(self._reader.title or "")
+
+
+class PointScanner(Scanner):
+    """Finds the end of a point, or of a conclusion."""
+
+    def __init__(self, vocabulary: Vocabulary, reader: PointReader) -> None:
+        self.characters = Characters(vocabulary)
+        self._reader = reader
+        self._num_breaks = 0
+
+    def feed(self, token_id: int) -> Event | None:
+        """Take the next sampled token; return whether the point ends with it or in front of it."""
+        piece = self.characters.feed(token_id)
+        before, self._num_breaks = self._reader.ends_before(piece), self._reader.num_breaks
+        # A token that may not end an answer is text, so it is read in any case.
+        behind = self._reader.ends_with(piece)
+        if not before:
+            self._num_breaks = self._reader.num_breaks
+        return BranchEnd(before) if before or behind else None
+
+    def close(self, close: str) -> str:
+        """Return what must follow the point's text, without the line breaks it has already."""
+        fence = CLOSE_FENCE if self._reader.open_fence else ""
+        given = 0 if fence else self._num_breaks
+        for _ in range(given):
+            close = close.removeprefix("\n")
+        return fence + close
+
+    def stop_forks(self) -> None:
+        """Do nothing: it never looks for any."""
+
+    def at_end(self) -> ForkSeen | None:
+        """Return nothing: points do not fork."""
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import Node
+from .graph import Kind, Node
 
 
 class Tally:
@@ -23,12 +23,13 @@ class Tally:
         """Take note of a new node with its given tokens."""
         self.num_visible += node.num_visible
         self.num_sampled += node.num_sampled
-        self.num_forced += node.num_given - node.num_hidden - node.num_pending
+        if node.kind is not Kind.OUTLINE:
+            self.num_forced += node.num_given - node.num_hidden - node.num_pending
         self._reach(node)
 
     def fed(self, node: Node) -> None:
         """Take note that a node's last token was sampled."""
-        self.num_visible += 1
+        self.num_visible += node.kind is not Kind.OUTLINE
         self.num_sampled += 1
         self._reach(node)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .exchange import Chunk, Emission, Finish, Limits
-from .graph import Node, State
+from .graph import Kind, Node, State
 
 
 class VisibleText:
@@ -31,12 +31,19 @@ class VisibleText:
         """Whether the request is no longer the one request that the client sent."""
         raise NotImplementedError
 
+    @property
+    def has_paths(self) -> bool:
+        """Whether it opened paths; a request may branch and go on as one answer all the same."""
+        return self.branched
+
     def release(self) -> Iterator[Emission]:
         """Yield what the client may see now, in the order of the text; the last says the end."""
         while not self.finished:
             node = self._order[self._cursor]
             forced = () if self._entered else tuple(node.forced_visible)
             self._entered = True
+            if node.kind is Kind.OUTLINE:
+                node.outbox.clear()
             if forced:
                 yield self._emit(node, None, len(forced), forced)
             elif node.outbox:

@@ -86,7 +86,7 @@ class Recorder:
         self._seen.pop(family, None)
         made, engine, profile = self._made, self._engine, summary["profile"]
         made.requests.at(profile, outcome, engine).inc()
-        if family.group.branched:
+        if family.group.has_paths:
             made.fork_width.at(engine).observe(summary["widest_fork"])
             made.ratio.at(profile, engine).observe(summary["parallelism_ratio"])
 

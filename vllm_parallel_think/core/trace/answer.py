@@ -10,6 +10,7 @@ from ..profile import Profile
 from ..scan import Vocabulary
 from .errors import GrammarError
 from .pieces import PieceVocabulary
+from .points import read_points
 from .reader import Reader
 from .replay import Branch, Replay
 from .steps import Step
@@ -55,12 +56,16 @@ def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> 
         raise OptionError(f"profile {profile.name} has tags given as token ids: name the tokenizer")
     known: Vocabulary = vocabulary or PieceVocabulary()
     profile = for_reading(profile, known)
-    reader, steps = _read(text, profile)
+    num_sequential = 0
+    notes: tuple[str, ...] = ()
+    if profile.outline is not None:
+        steps = read_points(text, profile)
+    else:
+        reader, steps = _read(text, profile)
+        num_sequential, notes = reader.num_sequential, tuple(reader.notes)
     replay = Replay(profile, known, steps)
     branches = replay.run()
-    return Trace(
-        tuple(branches), replay.group.summary(), reader.num_sequential, tuple(reader.notes)
-    )
+    return Trace(tuple(branches), replay.group.summary(), num_sequential, notes)
 
 
 def _read(text: str, profile: Profile) -> tuple[Reader, list[Step]]:

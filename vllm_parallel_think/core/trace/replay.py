@@ -86,7 +86,7 @@ class Replay:
         scanner = node.scanner
         assert isinstance(scanner, _Told)
         event = self._event(node, step)
-        by_end = event is None or (step.block is not None and step.block.by_end)
+        by_end = event is None or not tokens or (step.block is not None and step.block.by_end)
         verdict = Verdict.CONTINUE
         for index, token in enumerate(tokens):
             if index == len(tokens) - 1 and not by_end:

@@ -43,7 +43,11 @@ def for_reading(profile: Profile, vocabulary: Vocabulary) -> Profile:
         max_tokens=None,
     )
     join = replace(
-        join, start=texts(join.start), first_only=texts(join.first_only), end=texts(join.end)
+        join,
+        start=texts(join.start),
+        first_only=texts(join.first_only),
+        end=texts(join.end),
+        starts=tuple(replace(rule, start=texts(rule.start)) for rule in join.starts),
     )
     early = profile.fork.on_end or profile.fork.when_full or profile.fork.max_outline_tokens
     return replace(
