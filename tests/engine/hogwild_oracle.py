@@ -328,6 +328,8 @@ class HogwildOracle:
             if sampled < least:
                 allowed[EOS] = -torch.inf
             token, sampled = int(allowed.argmax()), sampled + 1
+            top = allowed.topk(2).values
+            self.written.gap = min(self.written.gap, float(top[0] - top[1]))
             self.written.visible.append(token)
             self.written.log_probs.append(float(logits.log_softmax(-1)[token]))
             if (token == EOS and not plan.ignore_eos) or sampled == most:

@@ -65,14 +65,15 @@ def test_cut_steps_are_closed_and_marks_and_ends_keep_to_the_clients_bounds(
     ends, closed = Counter[str](), 0
     bounds: list[dict[str, Any]] = [
         {},
-        {"min_tokens": 140},
-        {"ignore_eos": True, "max_tokens": 320},
+        {"min_tokens": 120},
+        {"ignore_eos": True, "max_tokens": 170},
     ]
     for number, prompt in enumerate(prompts(4)):
         for bound in bounds:
-            plan = plan_of(2 + number % 3, layout, worker_tokens=16, **changes, **bound)
+            plan = plan_of(2 + number % 2, layout, worker_tokens=16, **changes, **bound)
             oracle = HogwildOracle(hf_model, plan)
             written = oracle.answer(prompt)
+            assert written.gap > 5e-4, "float32 does not decide between two tokens: another prompt"
             (output,) = engine.generate([prompt], params(plan, written))
             assert_same(engine, output, oracle)
             ends[written.by] += not bound
