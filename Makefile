@@ -51,7 +51,7 @@ test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 	$(PY) -m pytest -m slow
 
 fuzz: env ## workers, paths, trees and plain requests mixed, ten thousand times
-	$(PY) -m tests.schedule.mixture --seeds 0:$(SEEDS)
+	$(PY) -m tests.scheduler.mixture --seeds 0:$(SEEDS)
 
 soak: env $(NEEDS_MODEL) ## a server for minutes under all profiles, in a pool that is too small
 	$(PY) -m tests.deploy.soak --minutes $(MINUTES)

@@ -5,10 +5,10 @@ and optionally ``xformers`` (a second opinion).
 """
 
 from attention_kernels.api import segmented_attention
-from attention_kernels.packing import PackedRow, pack_rows
+from attention_kernels.packed_rows import PackedRow, pack_rows
 from attention_kernels.plan import Row, Segment, SegmentPlan
+from attention_kernels.prefix_sharing import rows_that_share
 from attention_kernels.rotary import Rotary
-from attention_kernels.sharing import rows_that_share
 
 __all__ = [
     "PackedRow",

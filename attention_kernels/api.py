@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from attention_kernels.base import KVScales, Problem, Rotation, get_provider
 from attention_kernels.plan import SegmentPlan
+from attention_kernels.provider import KVScales, Problem, Rotation, get_provider
 from attention_kernels.rotary import Rotary
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attention_kernels.base import Problem
+from attention_kernels.provider import Problem
 
 # Bounds the score matrix of a long prefill.
 TOKENS_AT_ONCE = 256

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, settings in COMMANDS.items():
             command = commands.add_parser(name, help=_summary(name))
             if name == chosen:
-                module = import_module(f"{__package__}.{name}")
+                module = import_module(f"{__package__}.training.{name}")
                 command.set_defaults(settings=getattr(module, settings), run=module.run)
                 _add_options(command, getattr(module, settings))
         values = vars(parser.parse_args(given))
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _summary(command: str) -> str:
     """Return what a command's module says of itself in its first line."""
-    source = Path(__file__).with_name(f"{command}.py").read_text("utf-8")
+    source = (Path(__file__).parent / "training" / f"{command}.py").read_text("utf-8")
     first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     return first.partition(": ")[2]
 

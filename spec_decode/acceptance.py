@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .rows import DraftRows
+from .draft_rows import DraftRows
 
 
 def standard_greedy(rows: DraftRows) -> torch.Tensor:

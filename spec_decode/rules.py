@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from .head import JudgeHead
-from .rows import DraftRows
+from .draft_rows import DraftRows
+from .judge_head import JudgeHead
 
 
 class Rule(Protocol):

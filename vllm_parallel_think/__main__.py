@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .core.config.hogwild_profile import Recipe
+from .core.config.profile import builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
-from .core.hogwild.recipe import Recipe
-from .core.profile import builtin_profiles, load_profile
-from .core.scan import Vocabulary
+from .core.fork_join.tag_scanner import Vocabulary
 from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace
-from .vocabulary import TokenizerVocabulary
+from .tokenizer import TokenizerVocabulary
 
 
 def _tokenizer(folder: str) -> TokenizerVocabulary:

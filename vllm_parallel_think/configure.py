@@ -13,14 +13,14 @@ from vllm.platforms import CpuArchEnum, current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
-from . import admission, streaming, tokenwise
+from .attention.thought_embeddings import check_file, shape_of
+from .core.config.hogwild_profile import Recipe
+from .core.config.options import FLAG, ServerOptions
 from .core.errors import OptionError
-from .core.hogwild.recipe import Recipe
-from .core.options import FLAG, ServerOptions
+from .frontend import request_validation, response_summary, tokenwise
 from .judge import settings as judge_settings
-from .metrics import export, refusals
+from .observability.metrics import export, refused_requests
 from .settings import Settings, raw_options, workers_refusal
-from .thoughts import check_file, shape_of
 
 logger = init_logger(__name__)
 
@@ -37,8 +37,8 @@ _SCHEDULERS = {
     True: "vllm_parallel_think.scheduler.AsyncGroupScheduler",
 }
 _WORKERS = {
-    "vllm.v1.worker.cpu_worker.CPUWorker": "vllm_parallel_think.worker_cpu.GroupCPUWorker",
-    "vllm.v1.worker.gpu_worker.Worker": "vllm_parallel_think.worker_cuda.GroupCUDAWorker",
+    "vllm.v1.worker.cpu_worker.CPUWorker": "vllm_parallel_think.worker.cpu_worker.GroupCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "vllm_parallel_think.worker.gpu_worker.GroupCUDAWorker",
 }
 WAY_OUT = f"or remove parallel_think from {FLAG.split()[0]}"
 
@@ -74,9 +74,9 @@ def configure(vllm_config: VllmConfig) -> None:
     if current_platform.is_cuda():
         set_attention_backend(vllm_config)
     export.prepare()
-    refusals.enable()
-    admission.install(settings)
-    streaming.install()
+    refused_requests.enable()
+    request_validation.install(settings)
+    response_summary.install()
     tokenwise.install()
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
+from .core.config.hogwild_profile import Recipe
+from .core.config.options import CONFIG_KEY, ServerOptions
+from .core.config.profile import Profile, builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
-from .core.hogwild.recipe import Recipe
-from .core.options import CONFIG_KEY, ServerOptions
-from .core.profile import Profile, builtin_profiles, load_profile
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .engine import forever, make_llm
+from tests.bench.engine import forever, make_llm
 
 WIDTHS = (1, 2, 4, 8)
 CONTEXTS = (512, 1024, 2048, 4096, 8192)

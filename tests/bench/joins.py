@@ -12,7 +12,7 @@ import statistics
 import time
 from typing import Any
 
-from .engine import bench_profile, forever, make_llm, prompt_of
+from tests.bench.engine import bench_profile, forever, make_llm, prompt_of
 
 NUM_PATHS = 4
 LENGTHS = (64, 128, 256, 512, 1024)
@@ -22,8 +22,8 @@ class JoinProbe:
     """Watches one group at a time."""
 
     def __init__(self, llm: Any) -> None:
-        from vllm_parallel_think.core.graph import Kind
-        from vllm_parallel_think.core.group import Group
+        from vllm_parallel_think.core.branch_graph import Kind
+        from vllm_parallel_think.core.fork_join.group import Group
 
         self.scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         self.joined_at = self.first_token_at = 0.0

@@ -25,9 +25,8 @@ from rich.table import Table
 
 from spec_decode.dtypes import Dtype
 from spec_decode.vocabulary import check_pair
-
-from .engine import make_llm
-from .lines import Lines, Result, checksum
+from tests.bench.engine import make_llm
+from tests.bench.lines import Lines, Result, checksum
 
 console = Console()
 
@@ -71,7 +70,7 @@ def word_problems(tokenizer: Any, num: int, seed: int) -> Exam:
     """Arithmetic like that of training, with other numbers, names and things."""
     from vllm import SamplingParams
 
-    from spec_decode.problems import make_problems, read_answer
+    from spec_decode.tasks.arithmetic import make_problems, read_answer
     from spec_decode.vocabulary import line_ids
 
     problems = make_problems(num, seed)
@@ -94,7 +93,7 @@ def code_problems(tokenizer: Any, file: Path | None, num: int, run_code: bool) -
     """HumanEval: out of the domain of a judge that was trained on word problems."""
     from vllm import SamplingParams
 
-    from spec_decode.code import load_code_problems, num_passing
+    from spec_decode.tasks.humaneval import load_code_problems, num_passing
 
     problems = load_code_problems(file)[:num]
     unmarked = "" if run_code else ", not run (see --run-code)"
@@ -115,7 +114,7 @@ class Rules:
 
     def sit(self, exam: Exam) -> list[Result]:
         """Return the lines of all rules."""
-        from spec_decode.evaluate import rules
+        from spec_decode.training.evaluate import rules
 
         return [
             self._lines.line(
@@ -190,8 +189,8 @@ def in_transformers(name: str, rule: Any, exam: Exam, args: argparse.Namespace) 
     """Answer an exam one text at a time."""
     import torch  # not before .engine has said how many threads it may use
 
-    from spec_decode.reading import end_ids, load_model
-    from spec_decode.speculate import speculate
+    from spec_decode.reference_decoding import speculate
+    from spec_decode.training.generation import end_ids, load_model
 
     target, tokenizer = load_model(args.model, args.dtype)
     draft, _ = load_model(str(args.draft), args.dtype)
@@ -244,7 +243,7 @@ def warm_up(llm: Any) -> None:
 
 
 def show(results: Sequence[Result], title: str) -> None:
-    from spec_decode.evaluate import interval
+    from spec_decode.training.evaluate import interval
 
     table = Table(title=title)
     for column in ("rule", "mean length", "tokens/s", "lossy", "right", "95 %"):
@@ -293,7 +292,7 @@ def main() -> None:
     # After .engine has set the environment, which vLLM reads when it is imported.
     from transformers import AutoTokenizer
 
-    from tests.engine.engine import _register_kernels_once
+    from tests.support.engine import _register_kernels_once
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     exams = [word_problems(tokenizer, args.num, args.seed)]
@@ -321,8 +320,8 @@ def main() -> None:
 
 def draw(results: Sequence[Result], top: int) -> str:
     """Return a picture of quality against speed: the judge at every threshold, and standard."""
-    from spec_decode.evaluate import interval
-    from spec_decode.picture import curve_svg
+    from spec_decode.training.curve_svg import curve_svg
+    from spec_decode.training.evaluate import interval
 
     judged = [r for r in results if r.name.startswith(("standard", "judge "))]
     judged.sort(key=lambda r: (r.length, r.name))

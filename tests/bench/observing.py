@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from .engine import bench_profile, forever, make_llm, prompt_of
+from tests.bench.engine import bench_profile, forever, make_llm, prompt_of
 
 NUM_GROUPS, NUM_PATHS, PATH_TOKENS = 8, 4, 16
 EVENTS = ("started", "changed", "ended", "stepped")

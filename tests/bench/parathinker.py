@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .engine import NEVER, forever, make_llm, prompt_of
-from .joins import JoinProbe
+from tests.bench.engine import NEVER, forever, make_llm, prompt_of
+from tests.bench.joins import JoinProbe
 
 PATH_TOKENS = 128
 SUMMARY_TOKENS = 8
@@ -135,10 +135,10 @@ def measure_votes(llm: Any, num_questions: int) -> None:
     """Print how many answers are right by each method, and what they cost."""
     from vllm import SamplingParams
 
-    from spec_decode.evaluate import interval
-    from spec_decode.problems import make_problems
+    from spec_decode.tasks.arithmetic import make_problems
+    from spec_decode.training.evaluate import interval
     from spec_decode.vocabulary import line_ids
-    from vllm_parallel_think.core.vote import extract
+    from vllm_parallel_think.core.fork_join.vote import extract
 
     problems = make_problems(num_questions, seed=5)
     share = BUDGET // NUM_VOTERS

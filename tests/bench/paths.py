@@ -8,7 +8,7 @@ import statistics
 import time
 from typing import Any
 
-from .engine import bench_profile, forever, make_llm, prompt_of
+from tests.bench.engine import bench_profile, forever, make_llm, prompt_of
 
 PATH_TOKENS = 128
 CONCLUSION_TOKENS = 8

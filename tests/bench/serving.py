@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.serve.server import Server
-
-from .engine import NEVER, prompt_of
-from .parathinker import write_profile
+from tests.bench.engine import NEVER, prompt_of
+from tests.bench.parathinker import write_profile
+from tests.support.server import Server
 
 PREFIXES = (256, 2048, 8192)
 WIDTHS = (1, 2, 4, 8, 16)

@@ -15,9 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from vllm_parallel_think.core.profile import Profile, load_profile
-
-from .engine import make_llm
+from tests.bench.engine import make_llm
+from vllm_parallel_think.core.config.profile import Profile, load_profile
 
 QUESTIONS = (
     "Hello!",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from .engine import make_llm
+from tests.bench.engine import make_llm
 
 QUESTION = "How do I stay healthy? Give short tips, each in a paragraph of its own."
 

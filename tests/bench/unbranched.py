@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from .engine import forever, make_llm, prompt_of
+from tests.bench.engine import forever, make_llm, prompt_of
 
 BLOCK_SIZE = 32
 NUM_ROWS = 8

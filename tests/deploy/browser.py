@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from . import chromium
+from tests.deploy import chromium
 
 
 @contextmanager

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.metrics.scrape import Scrape
+from tests.deploy import load
+from tests.deploy.collector import Collector
+from tests.deploy.prometheus import Prometheus
 from tests.serve.conftest import model, pytest_runtest_makereport
-from tests.serve.server import Server
-
-from . import load
-from .collector import Collector
-from .prometheus import Prometheus
+from tests.support.scrape import Scrape
+from tests.support.server import Server
 
 __all__ = ["model", "pytest_runtest_makereport"]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import httpx
 
-from tests.serve.server import ENDLESS, MODEL_NAME, VISIBLE_OUTLINE, outline_of
+from tests.support.server import ENDLESS, MODEL_NAME, VISIBLE_OUTLINE, outline_of
 
 TOPICS = (
     *("Three fruits?", "Three colours?", "Three animals?", "Three sports?", "Three trees?"),

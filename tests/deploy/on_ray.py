@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.ray.cluster import Cluster
-from tests.serve.server import environment, free_port
+from tests.support.server import environment, free_port
 
 
 @contextmanager

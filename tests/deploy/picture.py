@@ -21,10 +21,9 @@ from typing import Any
 from PIL import Image
 
 from deploy.local import smollm2
-from tests.serve.server import Server
-
-from . import chromium, drawing, load, queries
-from .prometheus import Prometheus
+from tests.deploy import chromium, drawing, load, queries
+from tests.deploy.prometheus import Prometheus
+from tests.support.server import Server
 
 COLUMN, LINE, GAP = 66, 30, 8
 NUM_POINTS = 240

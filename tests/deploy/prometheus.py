@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.serve.server import free_port, wait_until
+from tests.support.server import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"

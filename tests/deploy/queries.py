@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from .prometheus import FOLDER, ROOT
+from tests.deploy.prometheus import FOLDER, ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "parallel-think.json"
 ADDED = {"job": "vllm", "instance": "127.0.0.1:8000"}

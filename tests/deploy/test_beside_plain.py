@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.metrics.scrape import Scrape
-from tests.serve.server import Server
-
-from .conftest import Watched
+from tests.deploy.conftest import Watched
+from tests.support.scrape import Scrape
+from tests.support.server import Server
 
 
 def test_none_of_vllms_metrics_is_lost_and_none_of_ours_is_there(

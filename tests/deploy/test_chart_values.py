@@ -13,7 +13,7 @@ import yaml
 
 pytest.importorskip("helm_python", reason="no helm-python-sdk: make test-deploy")
 
-from .chart import (
+from tests.deploy.chart import (
     CHART,
     KEY,
     LEAST,
@@ -25,9 +25,9 @@ from .chart import (
     of_kind,
     render,
 )
-from .chart import arguments as args
-from .chart import container as vllm
-from .chart import environment as env
+from tests.deploy.chart import arguments as args
+from tests.deploy.chart import container as vllm
+from tests.deploy.chart import environment as env
 
 Read = Callable[[list[Manifest]], Any]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve.server import FRUITS, MODEL_NAME, VISIBLE_OUTLINE, XARGS, Server, wait_until
+from tests.support.server import FRUITS, MODEL_NAME, VISIBLE_OUTLINE, XARGS, Server, wait_until
 
 KEY = "0123456789abcdef"
 CHAT = {"model": MODEL_NAME, "messages": FRUITS, "max_tokens": 120, "temperature": 0}

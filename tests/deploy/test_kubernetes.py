@@ -22,11 +22,8 @@ import helm_python
 import kubernetes_validate
 
 from deploy.ray.serve_options import cli_args
-from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.options import ServerOptions
-
-from . import crd_schemas
-from .chart import (
+from tests.deploy import crd_schemas
+from tests.deploy.chart import (
     CHART,
     KUBERNETES,
     LEAST,
@@ -39,7 +36,9 @@ from .chart import (
     ray_service,
     render,
 )
-from .prometheus import ROOT
+from tests.deploy.prometheus import ROOT
+from vllm_parallel_think.core.config.options import ServerOptions
+from vllm_parallel_think.core.errors import OptionError
 
 KUBERNETES_VERSIONS = ("1.30", "1.37")
 
@@ -245,7 +244,7 @@ def exported_names() -> set[str]:
     """Return the names of the plugin's metrics and of vLLM's requests in the queue."""
     from vllm.v1.metrics import loggers
 
-    from vllm_parallel_think.metrics import instruments
+    from vllm_parallel_think.observability.metrics import instruments
 
     source = Path(instruments.__file__).read_text()
     names = {"vllm_pt_" + n.removeprefix("vllm_pt_") for n in re.findall(r'"([a-z_]+)"', source)}

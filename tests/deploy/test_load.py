@@ -6,10 +6,9 @@ from collections import Counter
 
 import pytest
 
-from tests.metrics.scrape import growth, total
-from tests.metrics.test_recorder import FIGURES
-
-from .conftest import LEAVING, STEADY, Watched
+from tests.deploy.conftest import LEAVING, STEADY, Watched
+from tests.support.scrape import growth, total
+from tests.unit.observability.test_recorder import FIGURES
 
 
 def test_the_load_was_mixed(watched: Watched) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .collector import attributes
-from .conftest import Watched
+from tests.deploy.collector import attributes
+from tests.deploy.conftest import Watched
 
 
 def test_the_page_is_served_without_the_key(watched: Watched) -> None:

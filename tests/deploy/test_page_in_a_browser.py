@@ -16,12 +16,11 @@ pytest.importorskip("axe_playwright_python", reason="no axe: make test-deploy")
 
 from playwright.sync_api import Browser, Page
 
-from tests.metrics import page_samples
-from tests.metrics.page_samples import LONG_ID, NOW, request
-from vllm_parallel_think.page import endpoint
-from vllm_parallel_think.page.endpoint import PATH, PageEndpoint
-
-from .browser import started, violations
+from tests.deploy.browser import started, violations
+from tests.unit.observability import page_samples
+from tests.unit.observability.page_samples import LONG_ID, NOW, request
+from vllm_parallel_think.observability.page import endpoint
+from vllm_parallel_think.observability.page.endpoint import PATH, PageEndpoint
 
 WIDTHS = pytest.mark.parametrize("width", [390, 1280])
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from . import queries
-from .conftest import Watched
-from .prometheus import FOLDER, promtool
+from tests.deploy import queries
+from tests.deploy.conftest import Watched
+from tests.deploy.prometheus import FOLDER, promtool
 
 RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())
 NEVER_HERE = {"Draft tokens kept"}

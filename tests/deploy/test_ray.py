@@ -24,9 +24,8 @@ pytest.importorskip("ray", reason="no Ray: make test-deploy")
 
 from deploy.ray.batch import finished, read_lines
 from deploy.ray.cluster import CONFIG, ROOT, Cluster, request_body
-from tests.serve.server import environment, wait_until
-
-from .on_ray import started
+from tests.deploy.on_ray import started
+from tests.support.server import environment, wait_until
 
 QUESTIONS = [f"How do I {what}?" for what in ("stay healthy", "learn a language", "plan a trip")]
 LOAD = 8

@@ -18,9 +18,8 @@ import pytest
 pytest.importorskip("ray", reason="no Ray: make test-deploy")
 
 from deploy.ray.cluster import request_body
-from tests.serve.server import Server, wait_until
-
-from .on_ray import started
+from tests.deploy.on_ray import started
+from tests.support.server import Server, wait_until
 
 NUM_WORKERS = 3  # SmolLM2 has three KV heads
 

@@ -26,7 +26,7 @@ os.environ.update(
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama."""
-    from .tiny import make_model
+    from tests.support.tiny import make_model
 
     return make_model(tmp_path_factory.mktemp("tiny"))
 
@@ -54,7 +54,7 @@ def smollm2() -> Path:
 @pytest.fixture
 def make_engine(tiny_model: Path) -> Iterator[Callable[..., Any]]:
     """Start engines with the plugin on; they are shut down after the test."""
-    from .engine import Engine
+    from tests.support.engine import Engine
 
     engines: list[Engine] = []
 

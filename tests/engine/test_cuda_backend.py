@@ -26,23 +26,23 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
-from vllm.v1.attention.backends import flash_attn
+from vllm.v1.attention.backends import flash_attn as stock_flash_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from attention_kernels import Rotary
-from vllm_parallel_think import configure, tables
-from vllm_parallel_think.attention import cuda
+from vllm_parallel_think import configure
+from vllm_parallel_think.attention import flash_attn, step_state
+from vllm_parallel_think.attention.hogwild_rows import TeamTables
+from vllm_parallel_think.attention.step_state import BlockTables
 from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.hogwild.view import Run
-from vllm_parallel_think.messages import TeamUpdate
-from vllm_parallel_think.tables import BlockTables
-from vllm_parallel_think.teams import TeamTables
-from vllm_parallel_think.worker import GroupWorkerMixin, refuse_hookless
-from vllm_parallel_think.worker_cpu import GroupCPUWorker
-from vllm_parallel_think.worker_cuda import GroupCUDAWorker
+from vllm_parallel_think.core.hogwild.cache_layout import Run
+from vllm_parallel_think.scheduler_output import TeamUpdate
+from vllm_parallel_think.worker.cpu_worker import GroupCPUWorker
+from vllm_parallel_think.worker.gpu_worker import GroupCUDAWorker
+from vllm_parallel_think.worker.worker import GroupWorkerMixin, refuse_hookless
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="replaces vLLM's kernels")
 
@@ -165,8 +165,8 @@ class FakeFlashAttention:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeFlashAttention:
     fake = FakeFlashAttention()
-    monkeypatch.setattr(flash_attn, "flash_attn_varlen_func", fake, raising=False)
-    monkeypatch.setattr(cuda, "PROVIDER", PROVIDER)
+    monkeypatch.setattr(stock_flash_attn, "flash_attn_varlen_func", fake, raising=False)
+    monkeypatch.setattr(flash_attn, "PROVIDER", PROVIDER)
     return fake
 
 
@@ -185,12 +185,12 @@ def make_spec(block_size: int = BLOCK_SIZE) -> FullAttentionSpec:
     )
 
 
-def make_builder(config: Any, block_size: int = BLOCK_SIZE) -> cuda.GroupFlashMetadataBuilder:
-    builder_cls = cuda.GroupFlashBackend.get_builder_cls()
+def make_builder(config: Any, block_size: int = BLOCK_SIZE) -> flash_attn.GroupFlashMetadataBuilder:
+    builder_cls = flash_attn.GroupFlashBackend.get_builder_cls()
     return builder_cls(make_spec(block_size), [], config, torch.device("cpu"))
 
 
-def make_impl(cls: type = cuda.GroupFlashImpl, **kwargs: Any) -> Any:
+def make_impl(cls: type = flash_attn.GroupFlashImpl, **kwargs: Any) -> Any:
     arguments: dict[str, Any] = {
         "num_heads": NUM_HEADS,
         "head_size": HEAD_SIZE,
@@ -218,7 +218,7 @@ def publish(device: str) -> BlockTables:
         # A block that is being filled has no hole yet.
         made.fill[9] = BLOCK_SIZE
     made.has_holes = True
-    tables.enter(made)
+    step_state.enter(made)
     return made
 
 
@@ -314,7 +314,7 @@ def test_fp8_caches(
     """Rows of the plan are as exact as the stock kernel's: both read the same fp8 numbers."""
     torch.manual_seed(0)
     for name in ("flash_attn_supports_kv_cache_dtype", "flash_attn_supports_quant_query_input"):
-        monkeypatch.setattr(flash_attn, name, lambda *_, **__: True)
+        monkeypatch.setattr(stock_flash_attn, name, lambda *_, **__: True)
     scales = {"_q_scale": 0.5, "_k_scale": 1.7, "_v_scale": 0.3}
     stored = make_cache("NHD").to(torch.float8_e4m3fn)
     quantized = make_query().to(torch.float8_e4m3fn)
@@ -355,12 +355,12 @@ def test_batches_without_branches_are_stock(
     headers.has_holes = False
     common = common_metadata()
     metadata = make_builder(config).build(0, common)
-    assert type(metadata) is flash_attn.FlashAttentionMetadata
+    assert type(metadata) is stock_flash_attn.FlashAttentionMetadata
     assert metadata.seq_lens is common.seq_lens
-    monkeypatch.setattr(cuda, "segmented_attention", None)
+    monkeypatch.setattr(flash_attn, "segmented_attention", None)
     query, cache = make_query(), make_cache("NHD").nan_to_num()
     ours = forward(make_impl(), metadata, query, cache)
-    stock = forward(make_impl(flash_attn.FlashAttentionImpl), metadata, query, cache)
+    stock = forward(make_impl(stock_flash_attn.FlashAttentionImpl), metadata, query, cache)
     assert torch.equal(ours, stock)
 
 
@@ -379,7 +379,8 @@ def test_flash_attention_3_schedules_by_the_cut_lengths(
         asked.update(kwargs)
         return torch.zeros(1, dtype=torch.int32)
 
-    monkeypatch.setattr(flash_attn, "get_scheduler_metadata", get_scheduler_metadata, raising=False)
+    name = "get_scheduler_metadata"
+    monkeypatch.setattr(stock_flash_attn, name, get_scheduler_metadata, raising=False)
     builder = make_builder(config)
     builder.aot_schedule = True
     metadata = builder.build(0, common_metadata())
@@ -393,7 +394,7 @@ def test_planning_never_waits_for_the_device(config: Any) -> None:
     made = publish("meta")
     common = common_metadata("meta")
     metadata = make_builder(config).build(0, common)
-    assert isinstance(metadata, cuda.GroupFlashMetadata) and metadata.plan is not None
+    assert isinstance(metadata, flash_attn.GroupFlashMetadata) and metadata.plan is not None
     assert metadata.plan.row_mask is not None and metadata.plan.row_mask.is_meta
     made.move_positions(
         torch.empty(NUM_PADDED, dtype=torch.int64, device="meta"), common.slot_mapping
@@ -405,8 +406,8 @@ def test_planning_never_waits_for_the_device(config: Any) -> None:
 def test_full_graphs_are_declared_as_the_stock_backend_declares_them(
     config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = flash_attn.FlashAttentionMetadataBuilder
-    builder_cls = cuda.GroupFlashBackend.get_builder_cls()
+    stock = stock_flash_attn.FlashAttentionMetadataBuilder
+    builder_cls = flash_attn.GroupFlashBackend.get_builder_cls()
     support = builder_cls.get_cudagraph_support(config, make_spec())
     assert support is stock.get_cudagraph_support(config, make_spec())
     assert support.value >= AttentionCGSupport.UNIFORM_BATCH.value
@@ -417,27 +418,27 @@ def test_full_graphs_are_declared_as_the_stock_backend_declares_them(
 def test_a_graph_is_captured_without_a_plan(config: Any, headers: BlockTables) -> None:
     assert headers.has_branches
     metadata = make_builder(config).build_for_cudagraph_capture(common_metadata())
-    assert type(metadata) is flash_attn.FlashAttentionMetadata
+    assert type(metadata) is stock_flash_attn.FlashAttentionMetadata
 
 
 def test_wiring() -> None:
     (path,) = GroupCUDAWorker.backends.values()
     backend = resolve_obj_by_qualname(path)
     assert list(GroupCUDAWorker.backends) == [AttentionBackendEnum.FLASH_ATTN]
-    assert backend is cuda.GroupFlashBackend
-    assert backend.get_impl_cls() is cuda.GroupFlashImpl
-    assert backend.get_builder_cls() is cuda.GroupFlashMetadataBuilder
+    assert backend is flash_attn.GroupFlashBackend
+    assert backend.get_impl_cls() is flash_attn.GroupFlashImpl
+    assert backend.get_builder_cls() is flash_attn.GroupFlashMetadataBuilder
     assert backend.get_name() == "FLASH_ATTN"
     # vLLM finds the class again by this name.
     assert resolve_obj_by_qualname(".".join(backend.full_cls_name())) is backend
     assert issubclass(GroupCUDAWorker, Worker)
-    assert not cuda.GroupFlashMetadataBuilder.supports_update_block_table
+    assert not flash_attn.GroupFlashMetadataBuilder.supports_update_block_table
 
 
 OVERRIDES = [
-    (cuda.GroupFlashMetadataBuilder, flash_attn.FlashAttentionMetadataBuilder),
-    (cuda.GroupFlashImpl, flash_attn.FlashAttentionImpl),
-    (cuda.GroupFlashBackend, flash_attn.FlashAttentionBackend),
+    (flash_attn.GroupFlashMetadataBuilder, flash_attn.FlashAttentionMetadataBuilder),
+    (flash_attn.GroupFlashImpl, flash_attn.FlashAttentionImpl),
+    (flash_attn.GroupFlashBackend, flash_attn.FlashAttentionBackend),
     (GroupWorkerMixin, Worker),
     (GroupWorkerMixin, CPUWorker),
 ]
@@ -541,8 +542,8 @@ def test_a_dummy_batch_holds_no_branches(monkeypatch: pytest.MonkeyPatch) -> Non
     ("backend", "num_groups", "reason"),
     [
         (flash_attn.FlashAttentionBackend, 1, r"attention of layers\.0 \(FLASH_ATTN\)"),
-        (cuda.GroupFlashBackend, 2, "several groups"),
-        (cuda.GroupFlashBackend, 1, None),
+        (flash_attn.GroupFlashBackend, 2, "several groups"),
+        (flash_attn.GroupFlashBackend, 1, None),
     ],
 )
 def test_layers_with_another_backend_are_refused(
@@ -550,7 +551,9 @@ def test_layers_with_another_backend_are_refused(
 ) -> None:
     """A model can pick a backend of its own for a layer, past all settings."""
     worker = make_worker(GroupCUDAWorker)
-    monkeypatch.setattr(AttentionBackendEnum, "get_class", lambda self: cuda.GroupFlashBackend)
+    monkeypatch.setattr(
+        AttentionBackendEnum, "get_class", lambda self: flash_attn.GroupFlashBackend
+    )
     group = SimpleNamespace(backend=backend, layer_names=["layers.0"])
     worker.model_runner = SimpleNamespace(attn_groups=[[group]])
     kv_cache_config = SimpleNamespace(kv_cache_groups=[None] * num_groups)

@@ -13,8 +13,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu import cudagraph_utils
 
-from vllm_parallel_think.graphs import keep_branches_out_of_full_graphs
-from vllm_parallel_think.tables import BlockTables
+from vllm_parallel_think.attention.step_state import BlockTables
+from vllm_parallel_think.worker.cudagraph import keep_branches_out_of_full_graphs
 
 SIZES = [1, 2, 4, 8]
 FULL, PIECEWISE, NONE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from .hogwild_cases import (
+from tests.support.hogwild_cases import (
     CLOSE,
     MARKS,
     assert_same,
@@ -21,7 +21,7 @@ from .hogwild_cases import (
     prompts,
     write_recipe,
 )
-from .hogwild_oracle import HogwildOracle
+from tests.support.hogwild_oracle import HogwildOracle
 
 PLAIN = {"parallel_think": "off"}
 
@@ -308,7 +308,7 @@ def make_other_model(folder: Path, kind: str) -> tuple[Path, Any]:
     """Write a tiny random model with the tiny model's tokenizer; return it in transformers too."""
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, StableLmConfig
 
-    from .tiny import EOS, VOCAB_SIZE, make_model
+    from tests.support.tiny import EOS, VOCAB_SIZE, make_model
 
     make_model(folder)
     shape: dict[str, Any] = {

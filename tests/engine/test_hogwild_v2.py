@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_runner_v2 import Preempter, pretend_triton_runs_on_cpus, run_script
+from tests.engine.test_runner_v2 import Preempter, pretend_triton_runs_on_cpus, run_script
 
 
 @pytest.mark.parametrize("layout", ["combined", pytest.param("contiguous", marks=pytest.mark.slow)])
@@ -28,9 +28,16 @@ def main(layout: str, model: str, folder: str) -> None:
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    from .engine import Engine
-    from .hogwild_cases import assert_same, count_swaps, params, plan_of, prompts, write_recipe
-    from .hogwild_oracle import HogwildOracle
+    from tests.support.engine import Engine
+    from tests.support.hogwild_cases import (
+        assert_same,
+        count_swaps,
+        params,
+        plan_of,
+        prompts,
+        write_recipe,
+    )
+    from tests.support.hogwild_oracle import HogwildOracle
 
     hf_model = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"

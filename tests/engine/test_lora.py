@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .oracle import Budget, Oracle
-from .test_oracle import assert_equal, prompts
-from .tiny import IdGrammar
+from tests.engine.test_oracle import assert_equal, prompts
+from tests.support.oracle import Budget, Oracle
+from tests.support.tiny import IdGrammar
 
 RANK = 4
 TARGETS = ("q_proj", "v_proj")

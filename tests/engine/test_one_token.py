@@ -10,7 +10,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import BeamSearchParams
 
-from .tiny import IdGrammar
+from tests.support.tiny import IdGrammar
 
 PROMPT = [40, 41, 42, 43]
 

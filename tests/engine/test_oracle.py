@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from .oracle import Answer, Budget, Oracle
-from .tiny import VOCAB_SIZE, IdGrammar
+from tests.support.oracle import Answer, Budget, Oracle
+from tests.support.tiny import VOCAB_SIZE, IdGrammar
 
 KV_TOLERANCE = 2e-4
 

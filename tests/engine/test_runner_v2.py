@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from .oracle import Answer, Budget, Oracle
-from .test_oracle import assert_equal, prompts
-from .test_thoughts import write_vectors
-from .tiny import IdGrammar
+from tests.engine.test_oracle import assert_equal, prompts
+from tests.engine.test_thoughts import write_vectors
+from tests.support.oracle import Answer, Budget, Oracle
+from tests.support.tiny import IdGrammar
 
 INTERPRETER = {
     "OMP_NUM_THREADS": "1",
@@ -123,7 +123,7 @@ def main(case: str, model: str, folder: str) -> None:
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    from .engine import Engine
+    from tests.support.engine import Engine
 
     num_paths, max_tokens, numbers, penalties = CASES[case]
     thinks = case == "thoughts"

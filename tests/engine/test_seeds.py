@@ -10,9 +10,8 @@ import pytest
 from vllm import SamplingParams
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from vllm_parallel_think import worker_cpu
-
-from .tiny import IdGrammar
+from tests.support.tiny import IdGrammar
+from vllm_parallel_think.worker import cpu_worker
 
 LONG = [40 + i % 50 for i in range(150)]
 SHORT = [40, 41, 42]
@@ -49,6 +48,6 @@ def test_the_guard_stands_aside_where_vllm_has_no_such_call() -> None:
         def _bookkeeping_sync(self, *args: Any) -> Any:
             return super()._bookkeeping_sync(*args)
 
-    assert worker_cpu.rewinds_generators(CPUModelRunner)
-    assert not worker_cpu.rewinds_generators(Mended)
-    assert not worker_cpu.rewinds_generators(object)
+    assert cpu_worker.rewinds_generators(CPUModelRunner)
+    assert not cpu_worker.rewinds_generators(Mended)
+    assert not cpu_worker.rewinds_generators(object)

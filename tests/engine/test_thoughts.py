@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from .oracle import Budget, Oracle
-from .test_oracle import assert_equal, prompts
-from .tiny import IdGrammar
+from tests.engine.test_oracle import assert_equal, prompts
+from tests.support.oracle import Budget, Oracle
+from tests.support.tiny import IdGrammar
 
 GRAMMAR = IdGrammar(at_start=True, num_tags=8, path_after=(11,))
 SHAPE = (2, 64)
@@ -105,8 +105,8 @@ def test_zero_vectors_change_no_bit(make_engine: Any, tmp_path: Path) -> None:
     ],
 )
 def test_files_that_do_not_fit_are_refused(make: Any, says: str, tmp_path: Path) -> None:
+    from vllm_parallel_think.attention.thought_embeddings import ThoughtShape, check_file
     from vllm_parallel_think.core.errors import OptionError
-    from vllm_parallel_think.thoughts import ThoughtShape, check_file
 
     file = tmp_path / "vectors.safetensors"
     make(file)
@@ -139,8 +139,8 @@ def test_only_floating_point_vectors_of_two_bytes_and_more_are_taken(
 ) -> None:
     from safetensors.torch import save_file
 
+    from vllm_parallel_think.attention.thought_embeddings import ThoughtShape, check_file
     from vllm_parallel_think.core.errors import OptionError
-    from vllm_parallel_think.thoughts import ThoughtShape, check_file
 
     file = tmp_path / "vectors.safetensors"
     save_file({"thought_embeddings": torch.zeros(4, 2, 64).to(dtype)}, file)
@@ -153,8 +153,8 @@ def test_only_floating_point_vectors_of_two_bytes_and_more_are_taken(
 
 
 def test_vectors_must_be_finite() -> None:
+    from vllm_parallel_think.attention.thought_embeddings import ThoughtEmbeddings
     from vllm_parallel_think.core.errors import OptionError
-    from vllm_parallel_think.thoughts import ThoughtEmbeddings
 
     with pytest.raises(OptionError, match="finite"):
         ThoughtEmbeddings(torch.full((1, 2, 2, 32), float("nan")), rotary=None)
@@ -167,7 +167,7 @@ def test_rotation_is_that_of_vllm(is_neox_style: bool, rotary_dim: int) -> None:
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-    from vllm_parallel_think.thoughts import ThoughtEmbeddings
+    from vllm_parallel_think.attention.thought_embeddings import ThoughtEmbeddings
 
     random = torch.Generator().manual_seed(0)
     with set_current_vllm_config(VllmConfig()):

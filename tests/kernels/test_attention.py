@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segment_cases import Case, Memory, make_rotary, oracle, same_precision
 
 from attention_kernels import Row, Segment, SegmentPlan, segmented_attention
+from tests.support.segment_cases import Case, Memory, make_rotary, oracle, same_precision
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     PROVIDERS = ["triton"]

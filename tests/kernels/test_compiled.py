@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 import triton
-from segment_cases import Memory, make_rotary
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attention_kernels import Row, SegmentPlan, triton_kernel, triton_spans
-from attention_kernels.base import KVScales, Problem, Rotation
-from attention_kernels.triton_tile import MIN_EDGE, tile_edge
+from attention_kernels import Row, SegmentPlan
+from attention_kernels.provider import KVScales, Problem, Rotation
+from attention_kernels.triton import rows, shared_spans
+from attention_kernels.triton.tile import MIN_EDGE, tile_edge
+from tests.support.segment_cases import Memory, make_rotary
 
 pytestmark = pytest.mark.skipif(
     "nvidia" not in triton.backends.backends, reason="this Triton cannot compile for NVIDIA's GPUs"
@@ -92,13 +93,13 @@ def usages(monkeypatch: pytest.MonkeyPatch) -> Usages:
     """Compiles what a call with a problem launches."""
     launches: list[tuple[Any, dict[str, Any]]] = []
     for module, name in (
-        (triton_spans, "_span_kernel"), (triton_spans, "_merge_kernel"), (triton_kernel, "_kernel"),
+        (shared_spans, "_span_kernel"), (shared_spans, "_merge_kernel"), (rows, "_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Recorder(getattr(module, name), launches))
 
     def compiled(problem: Problem, capability: int) -> list[Usage]:
         launches.clear()
-        triton_kernel.attend(problem)
+        rows.attend(problem)
         return [usage(kernel, arguments, capability) for kernel, arguments in launches]
 
     return compiled

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from segment_cases import Case, Memory
 
-from attention_kernels import Row, SegmentPlan, cpu, cpu_threads, segmented_attention
+from attention_kernels import Row, SegmentPlan, segmented_attention
+from attention_kernels.cpu import launch, threads
+from tests.support.segment_cases import Case, Memory
 
 
 def batch() -> Case:
@@ -41,7 +42,7 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
         torch.set_num_threads(1)
         expected = attend(case)
         torch.set_num_threads(threads)
-        assert cpu_threads.num_workers() == threads
+        assert threads.num_workers() == threads
         results = [attend(case) for _ in range(3)]
     finally:
         torch.set_num_threads(before)
@@ -81,8 +82,8 @@ def test_calls_from_several_python_threads_do_not_mix() -> None:
 def test_without_openmp_one_thread_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     case = batch()
     expected = attend(case)
-    monkeypatch.setattr(cpu_threads, "_openmp_parallel", lambda: None)
-    assert cpu_threads.num_workers() == 1
+    monkeypatch.setattr(threads, "_openmp_parallel", lambda: None)
+    assert threads.num_workers() == 1
     assert torch.equal(attend(case)[0], expected[0])
 
 
@@ -96,7 +97,7 @@ def test_the_threads_are_torchs_own_and_stay() -> None:
         torch.set_num_threads(4)
         torch.ones(1000, 1000).exp_()
         threads = set(os.listdir("/proc/self/task"))
-        assert cpu_threads.num_workers() == 4
+        assert threads.num_workers() == 4
         for problem in (case, small, case):
             attend(problem)
         torch.ones(1000, 1000).exp_()
@@ -113,4 +114,4 @@ def _first_heads(case: Case, number: int) -> dict[str, torch.Tensor]:
 
 
 def test_warm_up_compiles_the_kernel() -> None:
-    cpu.warm_up()
+    launch.warm_up()

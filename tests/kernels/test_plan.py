@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segment_cases import make_rotary
 
 from attention_kernels import (
     PackedRow,
@@ -18,10 +17,11 @@ from attention_kernels import (
     Row,
     Segment,
     SegmentPlan,
-    base,
     pack_rows,
+    provider,
     segmented_attention,
 )
+from tests.support.segment_cases import make_rotary
 
 
 def row(segment: Segment, query_len: int = 1) -> Row:
@@ -167,26 +167,26 @@ def test_equal_segments_of_a_row_are_told_apart() -> None:
 def test_auto_falls_back_to_torch_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(base.PROVIDERS, "cpu", "attention_kernels.no_such_module")
-    base._load.cache_clear()
-    base._auto_provider.cache_clear()
+    monkeypatch.setitem(provider.PROVIDERS, "cpu", "attention_kernels.no_such_module")
+    provider._load.cache_clear()
+    provider._auto_provider.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            first = base.get_provider("auto", torch.device("cpu"))
-            second = base.get_provider("auto", torch.device("cpu"))
-        assert first is second is base.get_provider("torch", torch.device("cpu"))
+            first = provider.get_provider("auto", torch.device("cpu"))
+            second = provider.get_provider("auto", torch.device("cpu"))
+        assert first is second is provider.get_provider("torch", torch.device("cpu"))
         assert len(caplog.records) == 1 and "'cpu' is unavailable" in caplog.text
         with pytest.raises(ImportError):
-            base.get_provider("cpu", torch.device("cpu"))
+            provider.get_provider("cpu", torch.device("cpu"))
     finally:
-        base._load.cache_clear()
-        base._auto_provider.cache_clear()
+        provider._load.cache_clear()
+        provider._auto_provider.cache_clear()
 
 
 def test_auto_takes_the_cpu_kernel_for_cpu_tensors() -> None:
-    from attention_kernels import cpu
+    from attention_kernels.cpu import launch
 
-    assert base.get_provider("auto", torch.device("cpu")) is cpu.attend
+    assert provider.get_provider("auto", torch.device("cpu")) is launch.attend
 
 
 def test_the_package_knows_nothing_of_vllm() -> None:
@@ -194,7 +194,7 @@ def test_the_package_knows_nothing_of_vllm() -> None:
     code = (
         "import sys, attention_kernels\n"
         "assert not {'numba', 'triton'} & set(sys.modules), 'loaded early'\n"
-        "from attention_kernels import cpu, reference, triton_kernel\n"
+        "from attention_kernels import launch, reference, triton_kernel\n"
         "found = [m for m in sys.modules if m.split('.')[0].startswith('vllm')]\n"
         "assert not found, found\n"
     )

@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from segment_cases import Case, Memory, make_rotary
-from test_attention import PROVIDERS, check, run
 
-from attention_kernels import Row, Segment, SegmentPlan, cpu, rows_that_share, sharing, triton_spans
+from attention_kernels import Row, Segment, SegmentPlan, prefix_sharing, rows_that_share
+from attention_kernels.cpu import launch
+from attention_kernels.triton import shared_spans
+from tests.kernels.test_attention import PROVIDERS, check, run
+from tests.support.segment_cases import Case, Memory, make_rotary
 
 # The reference reads every row for itself.
 with_providers = pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "torch"])
@@ -22,8 +24,8 @@ with_providers = pytest.mark.parametrize("provider", [p for p in PROVIDERS if p 
 
 @pytest.fixture(autouse=True)
 def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SPAN_KEYS", 32)
-    monkeypatch.setattr(triton_spans, "SPAN_KEYS", (32,))
+    monkeypatch.setattr(launch, "SPAN_KEYS", 32)
+    monkeypatch.setattr(shared_spans, "SPAN_KEYS", (32,))
 
 
 def tree(seed: int, block_size: int, depth: int = 3) -> tuple[Memory, list[Row]]:
@@ -167,8 +169,8 @@ def test_triton_shares_whatever_the_shift() -> None:
     """Each line of a tile turns by itself, so that workers read what all of them see once."""
     plan = SegmentPlan.build(turned_rows(Memory(60, 16)))
     num_spans = -(-plan.blocks.shape[1] // 2)
-    cut = triton_spans.Cut(2, num_spans, short_tokens=2, lines=4, shared_lines=64)
-    places = triton_spans._places(plan, cut, group=2)
+    cut = shared_spans.Cut(2, num_spans, short_tokens=2, lines=4, shared_lines=64)
+    places = shared_spans._places(plan, cut, group=2)
     assert places.tile[:4].tolist() == [[5, 0, 0, 0, 0]] * 4
     assert places.tile[4:].unique().tolist() == [1]
 
@@ -176,13 +178,13 @@ def test_triton_shares_whatever_the_shift() -> None:
 @pytest.mark.parametrize(
     "tuning",
     [
-        triton_spans.Tuning(shared_lines=16, narrow=(5, 4)),
-        triton_spans.Tuning(shared_lines=32, num_programs=1, wide=(5, 8)),
+        shared_spans.Tuning(shared_lines=16, narrow=(5, 4)),
+        shared_spans.Tuning(shared_lines=32, num_programs=1, wide=(5, 8)),
     ],
 )
 @pytest.mark.skipif("triton" not in PROVIDERS, reason="test_triton.py turns Triton on")
-def test_any_tuning_is_right(monkeypatch: pytest.MonkeyPatch, tuning: triton_spans.Tuning) -> None:
-    monkeypatch.setattr(triton_spans, "tuning", tuning)
+def test_any_tuning_is_right(monkeypatch: pytest.MonkeyPatch, tuning: shared_spans.Tuning) -> None:
+    monkeypatch.setattr(shared_spans, "tuning", tuning)
     memory, rows = tree(7, 16)
     check_tree(memory.case(rows, heads=(6, 2)), "triton")
 
@@ -200,7 +202,7 @@ def test_rows_with_limited_sight_stand_alone(provider: str) -> None:
 
 def groups(plan: SegmentPlan, span: int) -> list[set[frozenset[int]]]:
     """For each span the sets of rows that share it."""
-    shared = sharing.shared_spans(plan, span, max_tokens=8)
+    shared = prefix_sharing.shared_spans(plan, span, max_tokens=8)
     assert shared is not None
     found = []
     for rows, same in zip(shared.row.tolist(), shared.same.tolist(), strict=True):
@@ -261,7 +263,7 @@ def test_rows_that_begin_alike() -> None:
 
 
 def test_equal_hashes_do_not_make_rows_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "_hash", lambda held: held[..., 0].long() * 0)
+    monkeypatch.setattr(prefix_sharing, "_hash", lambda held: held[..., 0].long() * 0)
     plan = table_plan([[1, 2], [1, 2], [3, 4], [3, 5], [3, 5]], [32] * 5)
     assert groups(plan, 2) == [{frozenset({0, 1}), frozenset({3, 4})}]
 
@@ -276,17 +278,17 @@ def test_sharing_is_found_without_waiting_for_the_device() -> None:
         block_size=16,
         row_mask=torch.ones(8, dtype=torch.bool, device="meta"),
     )
-    shared = sharing.shared_spans(plan, 2, 4)
+    shared = prefix_sharing.shared_spans(plan, 2, 4)
     assert shared is not None and shared.row.shape == (6, 8)
-    assert sharing.tile_sizes(shared, 8, 2).shape == (6, 8)
+    assert prefix_sharing.tile_sizes(shared, 8, 2).shape == (6, 8)
 
 
 @pytest.mark.parametrize(("most", "least"), [(3, 2), (8, 2), (2, 3), (1, 2)])
 def test_tiles_of_a_span(most: int, least: int) -> None:
     runs = [1, 7, 2, 1, 3]
     same = torch.tensor([[i > 0 for n in runs for i in range(n)]])
-    shared = sharing.SharedSpans(torch.arange(sum(runs))[None], same)
-    sizes = sharing.tile_sizes(shared, most, least)[0].tolist()
+    shared = prefix_sharing.SharedSpans(torch.arange(sum(runs))[None], same)
+    sizes = prefix_sharing.tile_sizes(shared, most, least)[0].tolist()
     for n in runs:
         own, sizes = sizes[:n], sizes[n:]
         tiles = [size for size in own if size]
@@ -304,7 +306,7 @@ def test_tiles_of_a_span(most: int, least: int) -> None:
 
 def members(plan: SegmentPlan, group: int) -> list[int]:
     """Rows per task of the CPU provider."""
-    return sorted(cpu._cut(plan, group).table[:, 1].tolist())
+    return sorted(launch._cut(plan, group).table[:, 1].tolist())
 
 
 def test_a_shared_span_is_one_task() -> None:
@@ -321,7 +323,7 @@ def test_below_the_gate_nothing_is_shared(group: int) -> None:
     """Too few rows for their group size take the plain path, bit by bit."""
     memory = Memory(100, 16)
     prefix = memory.segment(96)
-    rows = [Row(1, (prefix, memory.segment(3))) for _ in range(cpu.worth_sharing(group) - 1)]
+    rows = [Row(1, (prefix, memory.segment(3))) for _ in range(launch.worth_sharing(group) - 1)]
     case = memory.case(rows, heads=(2 * group, 2))
     assert set(members(SegmentPlan.build(rows), group)) == {1}
     shared, apart = run(case, "cpu"), run(case, "cpu", plain(case))

@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segment_cases import Case, Memory, make_rotary, oracle, same_precision
 
-from attention_kernels import Row, Segment, SegmentPlan, segmented_attention, xformers_kernel
+from attention_kernels import Row, Segment, SegmentPlan, segmented_attention, xformers
+from tests.support.segment_cases import Case, Memory, make_rotary, oracle, same_precision
 
 
 def dense_partial(
@@ -43,9 +43,9 @@ def dense_merge(outs: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor, t
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xformers_kernel, "partial", dense_partial)
-    monkeypatch.setattr(xformers_kernel, "merge", dense_merge)
-    monkeypatch.setattr(xformers_kernel, "_check", lambda problem: None)
+    monkeypatch.setattr(xformers, "partial", dense_partial)
+    monkeypatch.setattr(xformers, "merge", dense_merge)
+    monkeypatch.setattr(xformers, "_check", lambda problem: None)
 
 
 def memory_of(num_blocks: int, block_size: int = 16, seed: int = 0) -> Memory:
@@ -125,7 +125,7 @@ def test_a_limit_of_sight_is_refused() -> None:
     memory = memory_of(20)
     rows = [Row(1, (memory.segment(20, visible=(3,)), memory.segment(1)))]
     with pytest.raises(ValueError, match="row 0: the xformers provider cannot limit"):
-        xformers_kernel.make_calls(SegmentPlan.build(rows))
+        xformers.make_calls(SegmentPlan.build(rows))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.local import smollm2
-
-from .server import ENDLESS, SHORT_STEPS, VISIBLE_OUTLINE, Answer, Server
+from tests.support.server import ENDLESS, SHORT_STEPS, VISIBLE_OUTLINE, Answer, Server
 
 _LOG = pytest.StashKey[Server]()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .server import (
+from tests.support.server import (
     FRUITS,
     MODEL_NAME,
     VISIBLE_OUTLINE,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .server import FRUITS, MODEL_NAME, Server, thinking_model
+from tests.support.server import FRUITS, MODEL_NAME, Server, thinking_model
 
 CHAT, BATCH, RESPONSES = "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses"
 COMPLETIONS, MESSAGES, TOKENS = "/v1/completions", "/v1/messages", "/inference/v1/generate"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from vllm.logprobs import append_logprobs_for_next_position
 
-from vllm_parallel_think.delivery import forced_logprobs
+from vllm_parallel_think.scheduler.client_output import forced_logprobs
 
 TOKENS = (7, 0, 2, 7)
 

@@ -14,9 +14,8 @@ from vllm.tokenizers import get_tokenizer
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from vllm_parallel_think.tokenwise import TokenByToken
-
-from .server import thinking_model
+from tests.support.server import thinking_model
+from vllm_parallel_think.frontend.tokenwise import TokenByToken
 
 THOUGHTS = "<think>\nAttempt 1: one, two \N{SNOWMAN}\n</think>"
 MORE = "\n<think>\nAttempt 2: so\n</think>"

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from .server import FRUITS, MODEL_NAME, Answer, Server
+from tests.support.server import FRUITS, MODEL_NAME, Answer, Server
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ASKS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.metrics.scrape import Scrape
-
-from .server import (
+from tests.support.scrape import Scrape
+from tests.support.server import (
     FRUITS,
     VISIBLE_OUTLINE,
     XARGS,
@@ -252,7 +251,7 @@ def test_nothing_is_touched_without_the_key(model: Path) -> None:
     assert without["block_size"] in (16, 128)  # vLLM 0.33 decides later
     assert without["modules"] == ["vllm_parallel_think", "vllm_parallel_think.plugin"]
     assert not any(without["patched"])
-    assert once["scheduler"] == "vllm_parallel_think.scheduler.GroupScheduler"
+    assert once["scheduler"] == "vllm_parallel_think.scheduler.scheduler.GroupScheduler"
     assert once["block_size"] == 32
     assert all(once["patched"])
     assert again == once
@@ -268,8 +267,8 @@ def test_embeddings_are_refused(told: tuple[Any, list[str | None]]) -> None:
 
 
 def test_a_patch_without_target_fails_loudly() -> None:
+    from vllm_parallel_think.compat.patching import patch
     from vllm_parallel_think.core.errors import OptionError
-    from vllm_parallel_think.patches import patch
 
     class Found:
         def method(self, known: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .server import FRUITS, MODEL_NAME, Answer, Server
+from tests.support.server import FRUITS, MODEL_NAME, Answer, Server
 
 WORKERS = {"parallel_think": "hogwild", "pt_num_workers": 3, "pt_worker_tokens": 60}
 HEADING = re.compile(r"\*\*(Alice|Bob|Carol) \[(\d+)\]:\*\* ")

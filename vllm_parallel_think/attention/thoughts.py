@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from vllm.model_executor.models.utils import extract_layer_index
 
-from .. import tables
+from . import step_state
 
 
 def with_thoughts(
@@ -21,7 +21,7 @@ def with_thoughts(
         value: [T, Hkv, D].
 
     """
-    headers = tables.current()
+    headers = step_state.current()
     if headers is None or headers.thoughts is None:
         return key, value
     return headers.thoughts.added(extract_layer_index(layer.layer_name), key, value)

@@ -28,3 +28,18 @@ def shortened(text: str, most: int = QUOTED_CHARACTERS) -> str:
     """Return a text of somebody else's in one line, cut where it is very long."""
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+MAX_ID = 120
+"""Characters of a request's id that people get to see; clients choose it by ``X-Request-Id``."""
+
+
+def short_id(request_id: str) -> str:
+    """Return an id for people: a long one without its middle, as vLLM tells ids apart at the end.
+
+    Nothing is looked up by it.
+    """
+    if len(request_id) <= MAX_ID:
+        return request_id
+    tail = MAX_ID // 3
+    return f"{request_id[: MAX_ID - tail - 1]}…{request_id[-tail:]}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import Lane
-from .scan import Vocabulary
+from .branch_graph import Lane
+from .fork_join.tag_scanner import Vocabulary
 
 LIVE_TOKENS = 64
 """Tokens of each path that a live view shows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import Kind, Node
+from .branch_graph import Kind, Node
 
 
 class Tally:

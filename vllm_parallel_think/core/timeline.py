@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .graph import Node, State
-from .group import Group
+from .branch_graph import Node, State
+from .fork_join.group import Group
 from .hogwild.group import HogwildGroup
 
 

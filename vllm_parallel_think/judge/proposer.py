@@ -11,10 +11,10 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from spec_decode.siblings import SiblingTexts, continuation
+from spec_decode.sibling_ngrams import SiblingTexts, continuation
 
+from ..core.config.options import GROUP_KEY
 from ..core.errors import OptionError
-from ..core.options import GROUP_KEY
 from ..settings import raw_options
 
 

@@ -10,7 +10,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config
 
-from spec_decode.head import load_head
+from spec_decode.judge_head import load_head
 from spec_decode.rules import RULES, FLy, Rule, parameters
 from spec_decode.vocabulary import Vocabulary, refuse_other
 

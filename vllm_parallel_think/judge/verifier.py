@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from spec_decode.acceptance import is_protected
-from spec_decode.rows import DraftRows
+from spec_decode.draft_rows import DraftRows
 from spec_decode.rules import Judge, Rule
 
-from .requests import WishTable
+from .request_settings import WishTable
 
 POINT_MASS = 1e30
 """Logit of a point mass, where the type can hold it: nothing else has any probability beside it."""

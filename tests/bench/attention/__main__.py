@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .contenders import CONTENDERS, TUNINGS
-from .measure import copy_bandwidth, matmul_rate, measure
-from .picture import draw
-from .problems import DTYPES, HEADS, MODELS, Point
+from tests.bench.attention.contenders import CONTENDERS, TUNINGS
+from tests.bench.attention.measure import copy_bandwidth, matmul_rate, measure
+from tests.bench.attention.picture import draw
+from tests.bench.attention.problems import DTYPES, HEADS, MODELS, Point
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}

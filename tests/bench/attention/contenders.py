@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from attention_kernels import SegmentPlan, segmented_attention
-
-from .problems import HEADS, Layer
+from tests.bench.attention.problems import HEADS, Layer
 
 Run = Callable[[], torch.Tensor]
 MOST_TOKENS_OF_REFERENCE = 20_000
@@ -55,7 +54,7 @@ def tuned(**values: Any) -> Callable[[Layer], Run]:
     """Ours in Triton, launched with other values of its tuning."""
 
     def prepare(layer: Layer) -> Run:
-        triton_spans = _module("attention_kernels.triton_spans")
+        triton_spans = _module("attention_kernels.triton.shared_spans")
         tuning, run = triton_spans.Tuning(**values), ours("triton", share=True)(layer)
 
         def tuned_run() -> torch.Tensor:

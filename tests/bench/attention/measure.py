@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .contenders import Missing, Run
-from .problems import Layer, Point, expected, make_layer
+from tests.bench.attention.contenders import Missing, Run
+from tests.bench.attention.problems import Layer, Point, expected, make_layer
 
 CACHE_BYTES = {"cpu": 128 << 20, "cuda": 256 << 20}
 MOST_BYTES = {"cpu": 3 << 30, "cuda": 32 << 30}

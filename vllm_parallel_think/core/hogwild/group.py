@@ -1,9 +1,10 @@
 """The life of one request whose workers think side by side: a pure state machine.
 
-To the scheduler it looks like :class:`~vllm_parallel_think.core.group.Group`: it is told what was
-sampled and what ended, and answers with nodes that need a vLLM request and with tokens whose turn
-has come. A node is one worker's step. Nodes have no prefix of their own: what they see changes from
-step to step, and is told by :class:`~vllm_parallel_think.core.hogwild.view.Team`.
+To the scheduler it looks like :class:`~vllm_parallel_think.core.fork_join.group.Group`: it is told
+what was sampled and what ended, and answers with nodes that need a vLLM request and with tokens
+whose turn has come. A node is one worker's step. Nodes have no prefix of their own: what they
+see changes from step to step, and is told by
+:class:`~vllm_parallel_think.core.hogwild.cache_layout.Team`.
 
 Whatever depends on the order in which the engine reports its rows waits for :meth:`settle`, at the
 end of the engine's step: so the same tokens come out whatever the batch.
@@ -15,16 +16,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ..branch_graph import Fork, Kind, Lane, Node, State
 from ..characters import MAX_REST, Characters
-from ..exchange import Cause, Finish, Limits, Verdict
-from ..graph import Fork, Kind, Lane, Node, State
+from ..config.hogwild_profile import Layout
+from ..config.options import RequestOptions
+from ..interface import Cause, Finish, Limits, Verdict
 from ..live import show_path
-from ..options import RequestOptions
-from ..visible import VisibleText
-from .recipe import Layout
-from .script import Script
-from .view import ANSWER, OTHERS, OWN
-from .worker import Worker
+from ..ordered_output import VisibleText
+from .cache_layout import ANSWER, OTHERS, OWN
+from .prompts import Script
+from .writer import Worker
 
 
 class HogwildGroup(VisibleText):

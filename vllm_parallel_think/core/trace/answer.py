@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..config.profile import Profile
 from ..errors import OptionError
-from ..profile import Profile
-from ..scan import Vocabulary
+from ..fork_join.tag_scanner import Vocabulary
 from .errors import GrammarError
 from .pieces import PieceVocabulary
 from .points import read_points

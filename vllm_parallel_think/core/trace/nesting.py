@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ..profile import Profile
-from ..scan import ForkSeen, PathName
+from ..config.profile import Profile
+from ..fork_join.tag_scanner import ForkSeen, PathName
 from .cursor import Cursor
 from .errors import GrammarError
 from .heads import Heads

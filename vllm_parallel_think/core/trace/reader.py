@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..options import MAX_PATHS_LIMIT
-from ..profile import Profile
-from ..scan import BranchEnd, ForkSeen, Grammar, PathName, Scanner
+from ..config.options import MAX_PATHS_LIMIT
+from ..config.profile import Profile
+from ..fork_join.tag_scanner import BranchEnd, ForkSeen, Grammar, PathName, Scanner
 from .cursor import Cursor
 from .heads import Heads
 from .nesting import Frame, Nesting

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..branch_graph import Kind, Lane, Node, State
 from ..characters import Characters
-from ..exchange import Cause, Limits, Verdict
-from ..graph import Kind, Lane, Node, State
-from ..group import Group
-from ..options import RequestOptions
-from ..profile import Profile
-from ..scan import BranchEnd, Event, ForkSeen, Grammar, Scanner, Vocabulary
+from ..config.options import RequestOptions
+from ..config.profile import Profile
+from ..fork_join.group import Group
+from ..fork_join.tag_scanner import BranchEnd, Event, ForkSeen, Grammar, Scanner, Vocabulary
+from ..interface import Cause, Limits, Verdict
 from .steps import Step
 from .wording import PLENTY
 

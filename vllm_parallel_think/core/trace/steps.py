@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..scan import PathName
+from ..fork_join.tag_scanner import PathName
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..profile import ForkRule, JoinRule, PathRule
+from ..config.profile import ForkRule, JoinRule, PathRule
 from .wording import text_of
 
 TAG = re.compile(r"</?[A-Za-z][\w-]*>")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from ..profile import Forced, Profile
-from ..scan import PathName, Vocabulary
+from ..config.profile import Forced, Profile
+from ..fork_join.tag_scanner import PathName, Vocabulary
 
 PLENTY = 10**12
 """Stands for no limit, as a text does not show those it was written under."""

@@ -1,0 +1,1 @@
+"""The provider for CPUs: compiled by Numba."""

@@ -1,0 +1,1 @@
+"""The provider for GPUs: Triton kernels."""

@@ -1,0 +1,1 @@
+"""Training a judge and its draft: texts, labels, fits, figures."""

@@ -1,0 +1,130 @@
+"""INV-2, INV-3 and INV-4 over schedules: whatever happens, answers equal the oracle's."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.oracle import Budget, Oracle
+from tests.support.tiny import VOCAB_SIZE, IdGrammar
+
+GRAMMARS = [
+    IdGrammar(num_paths=2),
+    IdGrammar(num_paths=3, fork_after=(10,), path_after=(11, 12)),
+    IdGrammar(num_paths=4, join_mode="reprefill"),
+    IdGrammar(num_paths=3, at_start=True, path_after=(11,)),
+]
+
+
+def prompt(rng: random.Random) -> list[int]:
+    return [rng.randrange(170, VOCAB_SIZE) for _ in range(rng.randint(1, 50))]
+
+
+def simulate(model: Path, folder: Path, grammar: IdGrammar, **kwargs: Any) -> Any:
+    from tests.support.simulator import Simulation
+
+    simulation = Simulation(model, grammar.write(folder), grammar, **kwargs)
+    # Whether the pool has room for a fork depends on the load; here the text must not.
+    simulation.scheduler._has_room = lambda num_blocks: True
+    return simulation
+
+
+def assert_answers(simulation: Any, grammar: IdGrammar, max_tokens: int, path_tokens: int) -> int:
+    """Compare every answer that was not aborted with the oracle's; return the number of forks.
+
+    An answer that was refused a fork for want of room in the index space goes on sequentially,
+    which the oracle does not know; it must say so.
+    """
+    from tests.support.simulator import hash_graph
+
+    graph, forks = hash_graph(grammar), 0
+    for client in simulation.clients.values():
+        depth = 2 if client.parallel else 0
+        budget = Budget(max_tokens=max_tokens, max_depth=depth, path_tokens=path_tokens)
+        answer = Oracle(graph, grammar, budget).answer(client.prompt)
+        if "max_model_len" in (client.summary or {}).get("fallbacks", ()):
+            continue
+        if client.aborted:
+            assert client.tokens == answer.visible[: len(client.tokens)]
+            continue
+        assert client.tokens == answer.visible
+        assert client.finish == answer.finish
+        forks += answer.num_forks
+    return forks
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.name)
+@pytest.mark.parametrize("every", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("num_drafts", [0, 3], ids=["", "speculative"])
+def test_forced_preemption(
+    asynchronous: bool,
+    grammar: IdGrammar,
+    every: int,
+    num_drafts: int,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    """Preempting somebody every k steps changes no token."""
+    rng = random.Random(every)
+    simulation = simulate(
+        tiny_model,
+        tmp_path,
+        grammar,
+        asynchronous=asynchronous,
+        num_blocks=200,
+        num_drafts=num_drafts,
+    )
+    for number in range(6):
+        simulation.add(prompt(rng), parallel=number % 3 != 2, pt_path_tokens=20)
+    for step in range(1, 400):
+        if every and step % every == 0:
+            simulation.preempt(rng.randrange(8))
+        if not simulation.step():
+            break
+    simulation.run()
+    assert assert_answers(simulation, grammar, 80, 20) > 0
+    assert (simulation.worker.num_kept > 100) == (num_drafts > 0)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("grammar", GRAMMARS[:2], ids=lambda g: g.name)
+@pytest.mark.parametrize("num_drafts", [0, 3], ids=["", "speculative"])
+def test_pools_too_small_for_all_families(
+    asynchronous: bool, grammar: IdGrammar, num_drafts: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Families give way, are replayed, and still write what they would have written alone."""
+    gave_way = forks = 0
+    for seed in range(6):
+        rng = random.Random(seed)
+        num_blocks = rng.choice([30, 36, 48])
+        simulation = simulate(
+            tiny_model,
+            tmp_path,
+            grammar,
+            asynchronous=asynchronous,
+            num_blocks=num_blocks,
+            max_model_len=(num_blocks - 1) * 16,
+            max_num_seqs=rng.choice([6, 16]),
+            max_num_batched_tokens=rng.choice([16, 33, 256]),
+            num_drafts=num_drafts,
+        )
+        give_way = simulation.scheduler._give_way
+
+        def count(family: Any, give_way: Any = give_way) -> None:
+            nonlocal gave_way
+            gave_way += 1
+            give_way(family)
+
+        simulation.scheduler._give_way = count
+        for number in range(16):
+            simulation.add(prompt(rng), parallel=number % 4 != 3, max_tokens=60, pt_path_tokens=15)
+            for _ in range(rng.randrange(6)):
+                simulation.step()
+        simulation.run()
+        forks += assert_answers(simulation, grammar, 60, 15)
+    assert gave_way > 0, "no pool was too small"
+    assert forks > 0

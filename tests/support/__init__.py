@@ -1,0 +1,1 @@
+"""What tests share: oracles, a simulator, tiny models, servers."""

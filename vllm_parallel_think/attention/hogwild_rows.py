@@ -1,0 +1,202 @@
+"""Groups whose workers see each other, as the worker process keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from attention_kernels import PackedRow, Rotary, SegmentPlan, pack_rows
+
+from ..core.hogwild.cache_layout import Run, Team
+from ..scheduler_output import TeamUpdate
+
+RowIds = Callable[[CommonAttentionMetadata], Sequence[str]]
+"""Returns the request of every row of a batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class TeamRows:
+    """The rows of a batch that belong to workers.
+
+    Attributes:
+        rows: Their numbers in the batch.
+        plan: What they attend to.
+        rotary: How the model rotates.
+
+    """
+
+    rows: tuple[int, ...]
+    plan: SegmentPlan
+    rotary: Rotary
+
+
+class TeamTables:
+    """Follows the scheduler's output; knows what every row of a worker attends to.
+
+    Blocks and lengths of what is being written come from vLLM's own fields; the scheduler adds no
+    word in a step in which nothing starts or ends.
+    """
+
+    def __init__(self, block_size: int, rotary: Rotary, row_ids: RowIds) -> None:
+        self._block_size = block_size
+        self._rotary = rotary
+        self._row_ids = row_ids
+        self._teams: dict[str, Team] = {}
+        self._member: dict[str, tuple[Team, int]] = {}
+        """Team and role of every request that writes."""
+        self._blocks: dict[str, list[int]] = {}
+        self._length: dict[str, int] = {}
+        self._active: dict[str, tuple[Team, int]] = {}
+
+    @property
+    def is_active(self) -> bool:
+        """Whether workers are in the current batch."""
+        return bool(self._active)
+
+    def apply(self, output: SchedulerOutput, updates: Sequence[TeamUpdate]) -> None:
+        """Take note of a step before it is computed."""
+        for update in updates:
+            self._update(update)
+        if not self._teams:
+            self._active = {}
+            return
+        for new in output.scheduled_new_reqs:
+            self._extend(output, new.req_id, new.block_ids, new.num_computed_tokens, whole=True)
+        cached = output.scheduled_cached_reqs
+        for req_id, blocks, computed in zip(
+            cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+        ):
+            whole = req_id in cached.resumed_req_ids
+            self._extend(output, req_id, blocks, computed, whole)
+        self._active = {
+            req_id: self._member[req_id]
+            for req_id in output.num_scheduled_tokens
+            if req_id in self._member
+        }
+
+    def rest(self) -> None:
+        """Take note of a batch without workers."""
+        self._active = {}
+
+    def rows(self, metadata: CommonAttentionMetadata) -> TeamRows | None:
+        """Return the workers' rows of a batch, or ``None``; nothing waits for the device."""
+        if not self._active:
+            return None
+        starts = metadata.query_start_loc_cpu.tolist()
+        numbers, rows = [], []
+        for number, req_id in enumerate(self._row_ids(metadata)[: metadata.num_reqs]):
+            if req_id in self._active:
+                numbers.append(number)
+                rows.append(self._row(req_id, starts[number], starts[number + 1]))
+        if not rows:
+            return None
+        plan = pack_rows(rows, self._block_size, metadata.query_start_loc.device)
+        return TeamRows(tuple(numbers), plan, self._rotary)
+
+    def _update(self, update: TeamUpdate) -> None:
+        team = self._teams.get(update.team)
+        if team is not None:
+            for req_id in team.live.values():
+                self._member.pop(req_id, None)
+        if update.ended:
+            self._teams.pop(update.team, None)
+            self._forget_blocks()
+            return
+        if team is None:
+            team = self._teams[update.team] = Team(update.layout)
+        assert update.prompt is not None
+        team.prompt = self._packed(update.prompt)
+        team.history = (*team.history[: update.first], *map(self._packed, update.history))
+        team.headers = {role: self._packed(run) for role, run in update.headers}
+        team.live = dict(update.live)
+        self._member.update((req_id, (team, role)) for role, req_id in update.live)
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
+        for req_id in [r for r in self._blocks if r not in self._member]:
+            del self._blocks[req_id], self._length[req_id]
+
+    def _extend(
+        self,
+        output: SchedulerOutput,
+        req_id: str,
+        blocks: tuple[list[int], ...] | None,
+        num_computed: int,
+        whole: bool,
+    ) -> None:
+        if req_id not in self._member:
+            return
+        known = [] if whole else self._blocks.get(req_id, [])
+        self._blocks[req_id] = known + (list(blocks[0]) if blocks is not None else [])
+        self._length[req_id] = num_computed + output.num_scheduled_tokens[req_id]
+
+    def _row(self, req_id: str, start: int, end: int) -> PackedRow:
+        team, role = self._active[req_id]
+
+        def live_run(other: int) -> Run:
+            request = team.live[other]
+            return self._packed(
+                Run(self._blocks.get(request, ()), self._length.get(request, 0), other)
+            )
+
+        seen = team.view(role, live_run)
+        return PackedRow(
+            start,
+            end - start,
+            [part.run.blocks for part in seen],
+            [part.run.length for part in seen],
+            [part.shift for part in seen],
+        )
+
+    def _packed(self, run: Run) -> Run:
+        """Return a run whose blocks are an array of those that it fills."""
+        span = -(-run.length // self._block_size)
+        return Run(np.array(run.blocks[:span], dtype=np.int32), run.length, run.role)
+
+
+def row_ids_of(runner: Any) -> RowIds:
+    """Return how to read which request is in which row; both model runners know it on the host."""
+
+    def by_batch(_metadata: CommonAttentionMetadata) -> Sequence[str]:
+        ids: Sequence[str] = runner.input_batch.req_ids
+        return ids
+
+    def by_state(metadata: CommonAttentionMetadata) -> Sequence[str]:
+        assert metadata.req_idx is not None
+        names = runner.req_states.index_to_req_id
+        return [names[index] for index in metadata.req_idx.tolist()]
+
+    return by_state if hasattr(runner, "req_states") else by_batch
+
+
+def rotary_of(model: torch.nn.Module) -> Rotary | None:
+    """Return how a model rotates, or ``None`` if its layers do not rotate all alike.
+
+    The frequencies are read off the angle at position 1, computed anew in float32 as vLLM does at
+    load: whatever scaling the model has is in them, and YaRN's factor of the amplitude is not.
+    """
+    found: list[Rotary] = []
+    for module in model.modules():
+        compute = getattr(module, "_compute_cos_sin_cache", None)
+        if compute is None:
+            continue
+        cos, sin = compute()[1].double().chunk(2)
+        inv_freq = torch.atan2(sin, cos).cpu()
+        rotary = Rotary(inv_freq, 2 * len(inv_freq), bool(module.is_neox_style))
+        if not any(_same(rotary, other) for other in found):
+            found.append(rotary)
+    return found[0] if len(found) == 1 else None
+
+
+def _same(one: Rotary, other: Rotary) -> bool:
+    return (
+        one.is_neox_style == other.is_neox_style
+        and one.rotary_dim == other.rotary_dim
+        and torch.equal(one.inv_freq, other.inv_freq)
+    )

@@ -1,0 +1,1 @@
+"""What people set: profiles, server options, request options."""

@@ -1,0 +1,1 @@
+"""Requests that fork into paths and join again."""

@@ -1,0 +1,131 @@
+"""What each request says about the judge, and the same for the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from .protected_tokens import StopStrings
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One request's part in lossy verification.
+
+    Attributes:
+        enabled: Whether anything may be accepted lossily.
+        threshold: Least probability for the judge, 0 to leave that to the server.
+        stop_ids: Tokens that end this request.
+        grammar: Number of the profile whose tags it may write; 0 for none.
+        stop_row: Row of its stop strings; 0 for none.
+
+    """
+
+    enabled: bool
+    threshold: float
+    stop_ids: tuple[int, ...]
+    grammar: int
+    stop_row: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class BatchWishes:
+    """Wishes of a batch's requests, in its order, on the device.
+
+    Attributes:
+        enabled: [B] bool.
+        threshold: [B] float32.
+        stop_ids: [B, S] int64, padded with -1.
+        grammar: [B] int64.
+        stop_row: [B] int64.
+
+    """
+
+    enabled: torch.Tensor
+    threshold: torch.Tensor
+    stop_ids: torch.Tensor
+    grammar: torch.Tensor
+    stop_row: torch.Tensor
+
+
+class WishTable:
+    """Wishes of the requests in the worker, by request id."""
+
+    def __init__(self, grammars: Mapping[str, int], default: str, stops: StopStrings) -> None:
+        """Start without requests.
+
+        Args:
+            grammars: Numbers of profiles.
+            default: The profile of requests that name none, or ``off``.
+            stops: Where stop strings have their rows.
+
+        """
+        self.stops = stops
+        self._grammars = dict(grammars)
+        self._default = default
+        self._wishes: dict[str, Wish] = {}
+
+    def update(self, output: SchedulerOutput) -> None:
+        """Take note of requests that came and went."""
+        for req_id in output.finished_req_ids:
+            self._forget(req_id)
+        for new in output.scheduled_new_reqs:
+            if new.sampling_params is not None:
+                self._forget(new.req_id)
+                self._wishes[new.req_id] = self._read(new.sampling_params)
+
+    def _forget(self, req_id: str) -> None:
+        wish = self._wishes.pop(req_id, None)
+        if wish is not None:
+            self.stops.release(wish.stop_row)
+
+    def batch(self, req_ids: Sequence[str], device: torch.device) -> BatchWishes:
+        """Return the wishes of a batch; two small copies to the device, nothing waits for it."""
+        off = Wish(False, 0.0, (), 0)
+        wishes = [self._wishes.get(req_id, off) for req_id in req_ids]
+        width = max((len(wish.stop_ids) for wish in wishes), default=0)
+        numbers = torch.tensor(
+            [
+                [
+                    *(wish.enabled, wish.grammar, wish.stop_row),
+                    *(*wish.stop_ids, *[-1] * (width - len(wish.stop_ids))),
+                ]
+                for wish in wishes
+            ],
+            dtype=torch.int64,
+        ).reshape(len(wishes), 3 + width)
+        thresholds = torch.tensor([wish.threshold for wish in wishes], dtype=torch.float32)
+        if device.type == "cuda":
+            numbers = numbers.pin_memory().to(device, non_blocking=True)
+            thresholds = thresholds.pin_memory().to(device, non_blocking=True)
+        return BatchWishes(
+            enabled=numbers[:, 0] > 0,
+            threshold=thresholds,
+            stop_ids=numbers[:, 3:],
+            grammar=numbers[:, 1],
+            stop_row=numbers[:, 2],
+        )
+
+    def _read(self, params: SamplingParams) -> Wish:
+        """Read a request's keys; the front end has checked them, other ways in are not trusted."""
+        extra: Mapping[str, Any] = params.extra_args or {}
+        threshold = extra.get("pt_judge_threshold", 0.0)
+        if not isinstance(threshold, (int, float)):
+            threshold = 1.0
+        profile = extra.get("parallel_think", self._default)
+        enabled = bool(extra.get("pt_judge", True)) and params.structured_outputs is None
+        stops = [params.stop] if isinstance(params.stop, str) else params.stop or ()
+        stop_row = self.stops.acquire(stops) if enabled else 0
+        return Wish(
+            # With more sets of stop strings in flight than rows, the last to come is not judged.
+            enabled=enabled and stop_row is not None,
+            threshold=float(threshold),
+            stop_ids=tuple(sorted({*(params.stop_token_ids or ()), *params.all_stop_token_ids})),
+            grammar=self._grammars.get(profile, 0) if isinstance(profile, str) else 0,
+            stop_row=stop_row or 0,
+        )

@@ -1,0 +1,1 @@
+"""What is shown of groups to people: metrics, spans, the page of recent requests."""

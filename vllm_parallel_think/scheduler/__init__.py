@@ -1,0 +1,5 @@
+"""The engine process: vLLM's scheduler with sequence groups."""
+
+from .scheduler import AsyncGroupScheduler, GroupScheduler
+
+__all__ = ["AsyncGroupScheduler", "GroupScheduler"]

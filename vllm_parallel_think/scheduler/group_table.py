@@ -1,0 +1,116 @@
+"""The groups of one scheduler: which vLLM request computes which node, and who waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.request import Request
+
+from ..core.branch_graph import Node
+from ..core.fork_join.group import Group
+from ..core.hogwild.group import HogwildGroup
+
+
+@dataclass(eq=False, repr=False)
+class Family:
+    """One client request, its group, and the vLLM requests that compute the group's nodes.
+
+    Attributes:
+        root: The request the client sent; the only one the client knows of.
+        group: What decides.
+        requests: Unfinished vLLM requests by the node they compute.
+        parked: Whether the family gave all its blocks away and waits for room to be replayed.
+        ended: Whether the client got the last output, or went away.
+        error: Why the family cannot go on, if it cannot.
+        num_replays: How often it gave way.
+        num_changes_seen: The group's changes that were acted upon.
+        first_output: The prompt's output, if it had no token of the answer: what it says of the
+            prompt goes out with the first one that has.
+        stash: Of workers that gave way, which K/V is on the host: node, blocks, and how many tokens
+            are computed where the node is still being written.
+        moves_told: The group's moves that the worker process was told of.
+        history_told: How many steps of its history that knows.
+
+    """
+
+    root: Request
+    group: Group | HogwildGroup
+    requests: dict[Node, Request] = field(default_factory=dict)
+    parked: bool = False
+    ended: bool = False
+    error: str | None = None
+    num_replays: int = 0
+    num_changes_seen: int = 0
+    first_output: EngineCoreOutput | None = None
+    stash: list[tuple[Node, int, int]] = field(default_factory=list)
+    moves_told: int = 0
+    history_told: int = 0
+
+    @property
+    def age(self) -> tuple[int, float, str]:
+        """Sort key: the family that must make room last comes first."""
+        return self.root.priority, self.root.arrival_time, self.root.request_id
+
+
+@dataclass(eq=False, repr=False)
+class Branch:
+    """One vLLM request of a family.
+
+    Attributes:
+        num_placed: Own blocks whose position header was sent to the worker.
+
+    """
+
+    family: Family
+    node: Node
+    request: Request
+    num_placed: int = 0
+
+
+class FamilyTable:
+    """Looks up families by the client's request id, and branches by any request id."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Family] = {}
+        self._branches: dict[str, Branch] = {}
+
+    def __bool__(self) -> bool:
+        """Return whether any request may branch or has branched."""
+        return bool(self._families)
+
+    def __iter__(self) -> Iterator[Family]:
+        """Iterate over the families."""
+        return iter(list(self._families.values()))
+
+    def family(self, root_id: str) -> Family | None:
+        """Return the family of a client's request."""
+        return self._families.get(root_id)
+
+    def branch(self, request_id: str) -> Branch | None:
+        """Return the branch that a vLLM request is."""
+        return self._branches.get(request_id)
+
+    def add(self, family: Family) -> None:
+        """Register a client's request as a family of one."""
+        self._families[family.root.request_id] = family
+        self.attach(family, family.group.trunk, family.root)
+
+    def attach(self, family: Family, node: Node, request: Request) -> None:
+        """Say that a request computes a node."""
+        family.requests[node] = request
+        self._branches[request.request_id] = Branch(family, node, request)
+
+    def detach(self, branch: Branch) -> None:
+        """Forget a request that ended."""
+        self._branches.pop(branch.request.request_id, None)
+        if branch.family.requests.get(branch.node) is branch.request:
+            del branch.family.requests[branch.node]
+
+    def remove(self, family: Family) -> None:
+        """Forget a family and its requests."""
+        for request in family.requests.values():
+            self._branches.pop(request.request_id, None)
+        family.requests.clear()
+        self._families.pop(family.root.request_id, None)

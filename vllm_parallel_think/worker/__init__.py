@@ -1,0 +1,1 @@
+"""The worker process: vLLM's workers, told of groups."""
