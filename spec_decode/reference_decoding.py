@@ -14,7 +14,7 @@ from .rules import Rule
 
 
 @dataclass
-class Trace:
+class DecodingTrace:
     """What one text took.
 
     Attributes:
@@ -38,7 +38,7 @@ class Trace:
         return 1 + self.kept / self.steps if self.steps else 1.0
 
 
-class Reader:
+class ModelReader:
     """A causal model with the K/V of one text.
 
     Every call gives logits of the first tokens of the vocabulary and last hidden states (after the
@@ -86,7 +86,7 @@ def speculate(
     max_tokens: int,
     stop_ids: Collection[int],
     protected: torch.Tensor | None = None,
-) -> Trace:
+) -> DecodingTrace:
     """Continue a prompt greedily, the draft model proposing and the target verifying.
 
     Args:
@@ -106,7 +106,11 @@ def speculate(
     guard[list(stop_ids)] = True
     # Beyond the narrower embedding there are no tokens, only padding of the other.
     common = min(target.config.vocab_size, draft.config.vocab_size)
-    reader, proposer, trace = Reader(target, common), Reader(draft, common), Trace()
+    reader, proposer, trace = (
+        ModelReader(target, common),
+        ModelReader(draft, common),
+        DecodingTrace(),
+    )
     text = list(prompt)
     logits, _ = reader.feed(text)
     text.append(int(logits[-1].argmax()))
@@ -136,7 +140,9 @@ def speculate(
     return trace
 
 
-def _propose(proposer: Reader, text: list[int], num_drafts: int) -> tuple[list[int], torch.Tensor]:
+def _propose(
+    proposer: ModelReader, text: list[int], num_drafts: int
+) -> tuple[list[int], torch.Tensor]:
     """Return draft tokens and the [K, V] logits they came from."""
     tokens, rows = text[proposer.num_cached :], []
     drafts: list[int] = []

@@ -21,7 +21,7 @@ def line_ids(tokenizer: Any) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class VocabularyContents:
     """A model's tokens.
 
     Attributes:
@@ -38,14 +38,14 @@ class Vocabulary:
     num_rows: int
 
     @classmethod
-    def of(cls, name: str, tokenizer: Any, num_rows: int) -> Vocabulary:
+    def of(cls, name: str, tokenizer: Any, num_rows: int) -> VocabularyContents:
         """Return the vocabulary of a tokenizer."""
         tokens = {i: str(token) for token, i in tokenizer.get_vocab().items()}
         padding = (i for i, token in tokens.items() if PADDING.fullmatch(token))
         return cls(name, tokens, {*tokenizer.get_added_vocab().values(), *padding}, num_rows)
 
     @classmethod
-    def load(cls, path: str) -> Vocabulary:
+    def load(cls, path: str) -> VocabularyContents:
         """Read the vocabulary of a model's files; its weights are not read."""
         from transformers import AutoConfig, AutoTokenizer
 
@@ -60,10 +60,10 @@ def check_pair(target: str, draft: str) -> None:
         ValueError: Says what differs, and what to do.
 
     """
-    refuse_other(Vocabulary.load(target), Vocabulary.load(draft))
+    refuse_other(VocabularyContents.load(target), VocabularyContents.load(draft))
 
 
-def refuse_other(target: Vocabulary, draft: Vocabulary) -> None:
+def refuse_other(target: VocabularyContents, draft: VocabularyContents) -> None:
     """Refuse a draft to which token ids mean something else than to its target.
 
     A padded embedding on one side is no difference, nor are special tokens that one side lacks,
@@ -84,7 +84,7 @@ def refuse_other(target: Vocabulary, draft: Vocabulary) -> None:
         )
 
 
-def _other_tokens(target: Vocabulary, draft: Vocabulary) -> str | None:
+def _other_tokens(target: VocabularyContents, draft: VocabularyContents) -> str | None:
     both = target.tokens.keys() & draft.tokens.keys()
     if others := [i for i in both if target.tokens[i] != draft.tokens[i]]:
         first = min(others)
@@ -95,7 +95,7 @@ def _other_tokens(target: Vocabulary, draft: Vocabulary) -> str | None:
     return None
 
 
-def _missing_tokens(one: Vocabulary, other: Vocabulary) -> str | None:
+def _missing_tokens(one: VocabularyContents, other: VocabularyContents) -> str | None:
     if missing := [
         i
         for i in one.tokens.keys() - other.tokens.keys()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .core.config.hogwild_profile import Recipe
+from .core.config.hogwild_profile import HogwildProfile
 from .core.config.profile import builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
 from .core.fork_join.tag_scanner import Vocabulary
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         profile = load_profile(options.profile)
-        if isinstance(profile, Recipe):
+        if isinstance(profile, HogwildProfile):
             raise OptionError(
                 f"profile {quoted(profile.name)} has workers; a trace needs one with paths"
             )

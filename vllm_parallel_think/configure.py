@@ -14,7 +14,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from .attention.thought_embeddings import check_file, shape_of
-from .core.config.hogwild_profile import Recipe
+from .core.config.hogwild_profile import HogwildProfile
 from .core.config.options import FLAG, ServerOptions
 from .core.errors import OptionError
 from .frontend import request_validation, response_summary, tokenwise
@@ -156,7 +156,7 @@ def _prepare_workers(config: VllmConfig, settings: Settings) -> str | None:
 
     """
     default = settings.profiles.get(settings.default)
-    if not isinstance(default, Recipe):
+    if not isinstance(default, HogwildProfile):
         return workers_refusal(config)
     if config.scheduler_config.async_scheduling:
         logger.info("parallel_think: async scheduling is off, as %s has workers", default.name)

@@ -35,7 +35,7 @@ class BlockHeaders:
 
 
 @dataclass(frozen=True)
-class TeamUpdate:
+class HogwildUpdate:
     """What changed in what the workers of a group see, beside a token more of each.
 
     Attributes:
@@ -62,7 +62,7 @@ class TeamUpdate:
 
 
 @dataclass(frozen=True)
-class Swap:
+class KVSwap:
     """K/V that moves between the device and the host, in front of a step.
 
     Attributes:
@@ -95,8 +95,8 @@ class GroupSchedulerOutput(SchedulerOutput):
     headers: BlockHeaders | None = None
     has_branches: bool = False
     written: dict[str, list[int]] = field(default_factory=dict)
-    teams: tuple[TeamUpdate, ...] = ()
-    swaps: tuple[Swap, ...] = ()
+    teams: tuple[HogwildUpdate, ...] = ()
+    swaps: tuple[KVSwap, ...] = ()
 
 
 _BASE_FIELDS = tuple(f.name for f in fields(SchedulerOutput))
@@ -107,8 +107,8 @@ def with_groups(
     headers: BlockHeaders | None,
     has_branches: bool,
     written: dict[str, list[int]],
-    teams: tuple[TeamUpdate, ...] = (),
-    swaps: tuple[Swap, ...] = (),
+    teams: tuple[HogwildUpdate, ...] = (),
+    swaps: tuple[KVSwap, ...] = (),
 ) -> GroupSchedulerOutput:
     """Return a copy of vLLM's output that carries what concerns groups."""
     values = {name: getattr(output, name) for name in _BASE_FIELDS}

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from .core.config.hogwild_profile import Recipe
+from .core.config.hogwild_profile import HogwildProfile
 from .core.config.options import CONFIG_KEY, ServerOptions
 from .core.config.profile import Profile, builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
@@ -27,7 +27,7 @@ class Settings:
     """
 
     options: ServerOptions
-    profiles: dict[str, Profile | Recipe]
+    profiles: dict[str, Profile | HogwildProfile]
     default: str
     judge_threshold: float | None = None
     no_workers: str | None = None
@@ -51,7 +51,7 @@ class Settings:
         return cls(options, profiles, default)
 
     @staticmethod
-    def _add(profiles: dict[str, Profile | Recipe], path: str) -> str:
+    def _add(profiles: dict[str, Profile | HogwildProfile], path: str) -> str:
         """Load a profile file; return its name."""
         profile = load_profile(path)
         taken = profiles.get(profile.name)

@@ -23,7 +23,7 @@ A: There are 3 boxes. Each box has 4 cups, so we multiply. 3 * 4 = 12. Answer: 1
 
 
 @dataclass(frozen=True)
-class Problem:
+class Question:
     """A question with its answer.
 
     Attributes:
@@ -38,12 +38,12 @@ class Problem:
     answer: str
 
 
-def make_problems(num: int, seed: int) -> list[Problem]:
+def make_problems(num: int, seed: int) -> list[Question]:
     """Return so many problems of one step; another seed gives others."""
     return [_make(f"{seed}-{i}", random.Random(f"{seed}:{i}")) for i in range(num)]
 
 
-def _make(key: str, rng: random.Random) -> Problem:
+def _make(key: str, rng: random.Random) -> Question:
     name, other = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
     a, b, c = rng.randint(3, 20), rng.randint(2, 9), rng.randint(2, 5)
@@ -58,7 +58,7 @@ def _make(key: str, rng: random.Random) -> Problem:
         ]
     )
     question = f"Q: {story} How many {thing} does {name} have now?\nA:"
-    return Problem(key, SHOTS + question, str(answer))
+    return Question(key, SHOTS + question, str(answer))
 
 
 def read_answer(text: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import records
-from .arithmetic import SHOTS, Problem
+from .arithmetic import SHOTS, Question
 
 Record = Mapping[str, Any]
 
@@ -58,7 +58,7 @@ SETS = {
 }
 
 
-def load_problems(data: str, form: str | None = None) -> list[Problem]:
+def load_problems(data: str, form: str | None = None) -> list[Question]:
     """Return the problems of a file, or of a set on the hub.
 
     Args:
@@ -81,19 +81,19 @@ def load_problems(data: str, form: str | None = None) -> list[Problem]:
             raise ValueError(f"form must be one of {', '.join(SETS)}, got {form!r}")
         return list(_read(data, form, found))
     try:
-        return [Problem(str(r["key"]), r["question"], str(r["answer"])) for r in found]
+        return [Question(str(r["key"]), r["question"], str(r["answer"])) for r in found]
     except KeyError as error:
         raise ValueError(f"{data}: a problem lacks {error}; or name its form") from None
 
 
-def _read(data: str, name: str, found: Iterable[Record]) -> Iterator[Problem]:
+def _read(data: str, name: str, found: Iterable[Record]) -> Iterator[Question]:
     for number, record in enumerate(found):
         try:
             question, answer = SETS[name].read(record)
         except (KeyError, TypeError, AttributeError) as error:
             where = f"{data}, record {number + 1}"
             raise ValueError(f"{where}: not in the form of {name}: {error}") from None
-        yield Problem(f"{name}-{number}", question, answer)
+        yield Question(f"{name}-{number}", question, answer)
 
 
 def _from_hub(chosen: QuestionSet) -> Iterable[Record]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .. import records
 from ..dtypes import Dtype
 from ..judge_head import model_name
-from ..tasks.arithmetic import Problem, make_problems, read_answer
+from ..tasks.arithmetic import Question, make_problems, read_answer
 from ..tasks.question_sets import load_problems
 from .generation import load_model, stop_ids, write_greedily
 
@@ -64,7 +64,7 @@ def run(settings: Collect) -> None:
             bar.update(len(some))
 
 
-def _problems(settings: Collect) -> list[Problem]:
+def _problems(settings: Collect) -> list[Question]:
     if settings.data is None:
         return make_problems(settings.num, settings.seed)
     return load_problems(settings.data, settings.form)[: settings.num]
@@ -96,7 +96,7 @@ def texts_of(path: Path, model: str, ends: Collection[int] = ()) -> list[dict[st
 
 
 def _record(
-    tokenizer: Any, model: str, problem: Problem, prompt: list[int], text: list[int]
+    tokenizer: Any, model: str, problem: Question, prompt: list[int], text: list[int]
 ) -> dict[str, Any]:
     given = read_answer(tokenizer.decode(text, skip_special_tokens=True))
     return {

@@ -18,7 +18,7 @@ from ..dtypes import Dtype
 from ..judge_head import load_head
 from ..reference_decoding import speculate
 from ..rules import KL, FLy, Judge, Rule, TopNDelta, Typical
-from ..tasks.arithmetic import Problem, make_problems, read_answer
+from ..tasks.arithmetic import Question, make_problems, read_answer
 from ..vocabulary import check_pair
 from .generation import load_model, stop_ids
 
@@ -111,7 +111,7 @@ class Models:
 
 
 def _answer(
-    settings: Evaluate, models: Models, rule: Rule | None, problem: Problem
+    settings: Evaluate, models: Models, rule: Rule | None, problem: Question
 ) -> dict[str, Any]:
     trace = speculate(
         models.target,

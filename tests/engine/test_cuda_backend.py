@@ -35,11 +35,11 @@ from vllm.v1.worker.gpu_worker import Worker
 from attention_kernels import Rotary
 from vllm_parallel_think import configure
 from vllm_parallel_think.attention import flash_attn, step_state
-from vllm_parallel_think.attention.hogwild_rows import TeamTables
-from vllm_parallel_think.attention.step_state import BlockTables
+from vllm_parallel_think.attention.hogwild_rows import HogwildState
+from vllm_parallel_think.attention.step_state import BlockHeaderTensors
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.hogwild.cache_layout import Run
-from vllm_parallel_think.scheduler_output import TeamUpdate
+from vllm_parallel_think.scheduler_output import HogwildUpdate
 from vllm_parallel_think.worker.cpu_worker import GroupCPUWorker
 from vllm_parallel_think.worker.gpu_worker import GroupCUDAWorker
 from vllm_parallel_think.worker.worker import GroupWorkerMixin, refuse_hookless
@@ -206,12 +206,12 @@ def make_impl(cls: type = flash_attn.GroupFlashImpl, **kwargs: Any) -> Any:
 
 
 @pytest.fixture
-def headers() -> BlockTables:
+def headers() -> BlockHeaderTensors:
     return publish("cpu")
 
 
-def publish(device: str) -> BlockTables:
-    made = BlockTables(NUM_BLOCKS, BLOCK_SIZE, torch.device(device))
+def publish(device: str) -> BlockHeaderTensors:
+    made = BlockHeaderTensors(NUM_BLOCKS, BLOCK_SIZE, torch.device(device))
     if device == "cpu":
         for block, fill in FILL.items():
             made.fill[block] = fill
@@ -253,7 +253,7 @@ def make_query() -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 def test_forward_equals_dense_attention(
-    layout: str, config: Any, headers: BlockTables, kernel: FakeFlashAttention
+    layout: str, config: Any, headers: BlockHeaderTensors, kernel: FakeFlashAttention
 ) -> None:
     torch.manual_seed(0)
     query, cache = make_query(), make_cache(layout)
@@ -267,12 +267,12 @@ def test_forward_equals_dense_attention(
 
 
 def test_workers_rows_turn_for_what_others_wrote(
-    config: Any, headers: BlockTables, kernel: FakeFlashAttention
+    config: Any, headers: BlockHeaderTensors, kernel: FakeFlashAttention
 ) -> None:
     """Row 1 is a worker: it sees the prompt in block 3, a finished step in block 5, its own."""
     torch.manual_seed(0)
     rotary = Rotary(torch.logspace(0, -3, HEAD_SIZE // 2).double(), HEAD_SIZE, True)
-    teams = TeamTables(BLOCK_SIZE, rotary, lambda _: [f"r{i}" for i in range(len(ROWS))])
+    teams = HogwildState(BLOCK_SIZE, rotary, lambda _: [f"r{i}" for i in range(len(ROWS))])
     row = ROWS[1]
     new = SimpleNamespace(
         req_id="r1", block_ids=(list(row.blocks),), num_computed_tokens=row.seq_len - 1
@@ -284,7 +284,9 @@ def test_workers_rows_turn_for_what_others_wrote(
         scheduled_new_reqs=[new], scheduled_cached_reqs=cached, num_scheduled_tokens={"r1": 1}
     )
     seen = (Run((3,), 16), Run((5,), 7, role=1))
-    teams.apply(output, [TeamUpdate("t", "combined", seen[0], history=seen[1:], live=((0, "r1"),))])
+    teams.apply(
+        output, [HogwildUpdate("t", "combined", seen[0], history=seen[1:], live=((0, "r1"),))]
+    )
     headers.teams = teams
     query, cache = make_query(), make_cache("NHD")
     got = forward(make_impl(), make_builder(config).build(0, common_metadata()), query, cache)
@@ -307,7 +309,7 @@ def test_workers_rows_turn_for_what_others_wrote(
 
 def test_fp8_caches(
     config: Any,
-    headers: BlockTables,
+    headers: BlockHeaderTensors,
     kernel: FakeFlashAttention,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -349,7 +351,10 @@ def test_forward_with_the_triton_kernel() -> None:
 
 
 def test_batches_without_branches_are_stock(
-    config: Any, headers: BlockTables, kernel: FakeFlashAttention, monkeypatch: pytest.MonkeyPatch
+    config: Any,
+    headers: BlockHeaderTensors,
+    kernel: FakeFlashAttention,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """INV-1: the stock metadata, the stock lengths, and not one call of the second kernel."""
     headers.has_holes = False
@@ -364,13 +369,13 @@ def test_batches_without_branches_are_stock(
     assert torch.equal(ours, stock)
 
 
-def test_profiling_runs_have_no_metadata(config: Any, headers: BlockTables) -> None:
+def test_profiling_runs_have_no_metadata(config: Any, headers: BlockHeaderTensors) -> None:
     output = forward(make_impl(), None, make_query(), make_cache("NHD"))
     assert (output == 0).all()
 
 
 def test_flash_attention_3_schedules_by_the_cut_lengths(
-    config: Any, headers: BlockTables, monkeypatch: pytest.MonkeyPatch
+    config: Any, headers: BlockHeaderTensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A schedule made for other lengths than the kernel gets would read out of bounds."""
     asked: dict[str, Any] = {}
@@ -415,7 +420,7 @@ def test_full_graphs_are_declared_as_the_stock_backend_declares_them(
     assert builder_cls.get_cudagraph_support(config, make_spec()) is AttentionCGSupport.NEVER
 
 
-def test_a_graph_is_captured_without_a_plan(config: Any, headers: BlockTables) -> None:
+def test_a_graph_is_captured_without_a_plan(config: Any, headers: BlockHeaderTensors) -> None:
     assert headers.has_branches
     metadata = make_builder(config).build_for_cudagraph_capture(common_metadata())
     assert type(metadata) is stock_flash_attn.FlashAttentionMetadata
@@ -523,7 +528,7 @@ def test_a_model_without_hooks_is_refused() -> None:
 
 def make_worker(cls: type = GroupCPUWorker) -> Any:
     worker = cls.__new__(cls)
-    worker._tables = BlockTables(1, BLOCK_SIZE, torch.device("cpu"))
+    worker._tables = BlockHeaderTensors(1, BLOCK_SIZE, torch.device("cpu"))
     worker._tables.has_holes = True
     return worker
 

@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu import cudagraph_utils
 
-from vllm_parallel_think.attention.step_state import BlockTables
+from vllm_parallel_think.attention.step_state import BlockHeaderTensors
 from vllm_parallel_think.worker.cudagraph import keep_branches_out_of_full_graphs
 
 SIZES = [1, 2, 4, 8]
@@ -41,12 +41,12 @@ def config(tiny_model: Path) -> Any:
 
 
 @pytest.fixture
-def tables() -> BlockTables:
-    return BlockTables(4, 16, torch.device("cpu"))
+def tables() -> BlockHeaderTensors:
+    return BlockHeaderTensors(4, 16, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_model_runner_v1(config: Any, tables: BlockTables, mode: CUDAGraphMode) -> None:
+def test_model_runner_v1(config: Any, tables: BlockHeaderTensors, mode: CUDAGraphMode) -> None:
     config.compilation_config.cudagraph_mode = mode
     stock, ours = CudagraphDispatcher(config), CudagraphDispatcher(config)
     for dispatcher in (stock, ours):
@@ -66,7 +66,7 @@ def test_model_runner_v1(config: Any, tables: BlockTables, mode: CUDAGraphMode) 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_model_runner_v2(
-    config: Any, tables: BlockTables, mode: CUDAGraphMode, monkeypatch: pytest.MonkeyPatch
+    config: Any, tables: BlockHeaderTensors, mode: CUDAGraphMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rank = SimpleNamespace(is_first_rank=True, is_last_rank=True)
     monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: rank)
@@ -96,6 +96,6 @@ def test_model_runner_v2(
     assert (stock.dispatch(3, 3, 1, 0).cg_mode is FULL) == mode.has_full_cudagraphs()
 
 
-def test_a_runner_without_managers_is_refused(tables: BlockTables) -> None:
+def test_a_runner_without_managers_is_refused(tables: BlockHeaderTensors) -> None:
     with pytest.raises(RuntimeError, match="no CUDA graph manager"):
         keep_branches_out_of_full_graphs(SimpleNamespace(), tables)

@@ -31,10 +31,15 @@ from vllm.v1.structured_output import StructuredOutputManager
 from tests.support.hogwild_cases import ENDS
 from tests.support.tiny import EOS, IdGrammar
 from vllm_parallel_think.core.branch_graph import State
-from vllm_parallel_think.core.hogwild.cache_layout import Run, Team
+from vllm_parallel_think.core.hogwild.cache_layout import CacheLayout, Run
 from vllm_parallel_think.plugin import register
 from vllm_parallel_think.scheduler.scheduler import AsyncGroupScheduler, GroupScheduler
-from vllm_parallel_think.scheduler_output import NATURAL, GroupSchedulerOutput, Swap, TeamUpdate
+from vllm_parallel_think.scheduler_output import (
+    NATURAL,
+    GroupSchedulerOutput,
+    HogwildUpdate,
+    KVSwap,
+)
 
 TOKENS = range(40, 100)
 """What a text consists of beside tags."""
@@ -236,11 +241,11 @@ class HashTeams:
 
     def __init__(self, worker: HashWorker) -> None:
         self._worker = worker
-        self._teams: dict[str, Team] = {}
+        self._teams: dict[str, CacheLayout] = {}
         self._copies: dict[str, list[dict[tuple[int, int], bytes]]] = {}
         self.write = write
         self.lower: dict[tuple[int, int], bytes] = {}
-        self.member: dict[str, tuple[Team, int]] = {}
+        self.member: dict[str, tuple[CacheLayout, int]] = {}
 
     def apply(self, output: SchedulerOutput) -> None:
         """Take note of what the scheduler says of groups of workers."""
@@ -296,8 +301,8 @@ class HashTeams:
         size = self._worker.block_size
         return run.blocks[index // size], index % size
 
-    def _update(self, update: TeamUpdate) -> None:
-        team = self._teams.pop(update.team, None) or Team(update.layout)
+    def _update(self, update: HogwildUpdate) -> None:
+        team = self._teams.pop(update.team, None) or CacheLayout(update.layout)
         for req_id in dict(team.live).values():
             self.member.pop(req_id, None)
         if update.ended:
@@ -308,7 +313,7 @@ class HashTeams:
         self._teams[update.team] = team
         self.member.update((req_id, (team, role)) for role, req_id in update.live)
 
-    def _swap(self, swap: Swap) -> None:
+    def _swap(self, swap: KVSwap) -> None:
         places = [(b, slot) for b in swap.blocks for slot in range(self._worker.block_size)]
         layers = (self.lower, self._worker.cache)
         if swap.out:

@@ -17,7 +17,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
 from . import step_state
-from .hogwild_rows import TeamRows
+from .hogwild_rows import HogwildRows
 from .refusals import refuse_unsupported
 from .row_plan import plan_rows
 from .thoughts import with_thoughts
@@ -35,7 +35,7 @@ class GroupCPUMetadata(CPUAttentionMetadata):
     """
 
     plan: SegmentPlan | None = None
-    team: TeamRows | None = None
+    team: HogwildRows | None = None
     is_whole: bool = False
 
 

@@ -20,7 +20,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, is_quantized_kv_cache
 from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
 from . import step_state
-from .hogwild_rows import TeamRows
+from .hogwild_rows import HogwildRows
 from .refusals import refuse_unsupported
 from .row_plan import plan_rows
 from .thoughts import with_thoughts
@@ -39,7 +39,7 @@ class GroupFlashMetadata(FlashAttentionMetadata):
     """
 
     plan: SegmentPlan | None = None
-    team: TeamRows | None = None
+    team: HogwildRows | None = None
 
 
 _STOCK_FIELDS = tuple(field.name for field in fields(FlashAttentionMetadata))

@@ -13,15 +13,15 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from attention_kernels import PackedRow, Rotary, SegmentPlan, pack_rows
 
-from ..core.hogwild.cache_layout import Run, Team
-from ..scheduler_output import TeamUpdate
+from ..core.hogwild.cache_layout import CacheLayout, Run
+from ..scheduler_output import HogwildUpdate
 
 RowIds = Callable[[CommonAttentionMetadata], Sequence[str]]
 """Returns the request of every row of a batch."""
 
 
 @dataclass(frozen=True, eq=False)
-class TeamRows:
+class HogwildRows:
     """The rows of a batch that belong to workers.
 
     Attributes:
@@ -36,7 +36,7 @@ class TeamRows:
     rotary: Rotary
 
 
-class TeamTables:
+class HogwildState:
     """Follows the scheduler's output; knows what every row of a worker attends to.
 
     Blocks and lengths of what is being written come from vLLM's own fields; the scheduler adds no
@@ -47,19 +47,19 @@ class TeamTables:
         self._block_size = block_size
         self._rotary = rotary
         self._row_ids = row_ids
-        self._teams: dict[str, Team] = {}
-        self._member: dict[str, tuple[Team, int]] = {}
-        """Team and role of every request that writes."""
+        self._teams: dict[str, CacheLayout] = {}
+        self._member: dict[str, tuple[CacheLayout, int]] = {}
+        """Layout and role of every request that writes."""
         self._blocks: dict[str, list[int]] = {}
         self._length: dict[str, int] = {}
-        self._active: dict[str, tuple[Team, int]] = {}
+        self._active: dict[str, tuple[CacheLayout, int]] = {}
 
     @property
     def is_active(self) -> bool:
         """Whether workers are in the current batch."""
         return bool(self._active)
 
-    def apply(self, output: SchedulerOutput, updates: Sequence[TeamUpdate]) -> None:
+    def apply(self, output: SchedulerOutput, updates: Sequence[HogwildUpdate]) -> None:
         """Take note of a step before it is computed."""
         for update in updates:
             self._update(update)
@@ -84,7 +84,7 @@ class TeamTables:
         """Take note of a batch without workers."""
         self._active = {}
 
-    def rows(self, metadata: CommonAttentionMetadata) -> TeamRows | None:
+    def rows(self, metadata: CommonAttentionMetadata) -> HogwildRows | None:
         """Return the workers' rows of a batch, or ``None``; nothing waits for the device."""
         if not self._active:
             return None
@@ -97,9 +97,9 @@ class TeamTables:
         if not rows:
             return None
         plan = pack_rows(rows, self._block_size, metadata.query_start_loc.device)
-        return TeamRows(tuple(numbers), plan, self._rotary)
+        return HogwildRows(tuple(numbers), plan, self._rotary)
 
-    def _update(self, update: TeamUpdate) -> None:
+    def _update(self, update: HogwildUpdate) -> None:
         team = self._teams.get(update.team)
         if team is not None:
             for req_id in team.live.values():
@@ -109,7 +109,7 @@ class TeamTables:
             self._forget_blocks()
             return
         if team is None:
-            team = self._teams[update.team] = Team(update.layout)
+            team = self._teams[update.team] = CacheLayout(update.layout)
         assert update.prompt is not None
         team.prompt = self._packed(update.prompt)
         team.history = (*team.history[: update.first], *map(self._packed, update.history))

@@ -9,8 +9,8 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from attention_kernels import SegmentPlan, rows_that_share
 
-from .hogwild_rows import TeamRows
-from .step_state import BlockTables
+from .hogwild_rows import HogwildRows
+from .step_state import BlockHeaderTensors
 
 SHARED_KEYS = 1024
 """Keys that rows without holes must share to be taken from the stock kernel.
@@ -22,8 +22,8 @@ and a plan takes about a millisecond a step. Not measured on a GPU.
 
 
 def plan_rows(
-    metadata: CommonAttentionMetadata, headers: BlockTables
-) -> tuple[SegmentPlan | None, TeamRows | None, torch.Tensor]:
+    metadata: CommonAttentionMetadata, headers: BlockHeaderTensors
+) -> tuple[SegmentPlan | None, HogwildRows | None, torch.Tensor]:
     """Plan the rows that vLLM's kernel does not compute; nothing waits for the device.
 
     Args:
@@ -53,7 +53,7 @@ def plan_rows(
     return plan, team, seq_lens
 
 
-def _plan_holes(metadata: CommonAttentionMetadata, headers: BlockTables) -> SegmentPlan:
+def _plan_holes(metadata: CommonAttentionMetadata, headers: BlockHeaderTensors) -> SegmentPlan:
     """Plan the rows that have holes, and those that begin like other rows.
 
     A hole is a partly filled block in front of a row's own last one. Tensor operations only. Rows

@@ -7,13 +7,13 @@ import weakref
 import torch
 
 from ..scheduler_output import NATURAL, BlockHeaders
-from .hogwild_rows import TeamTables
+from .hogwild_rows import HogwildState
 from .thought_embeddings import ThoughtEmbeddings
 
-_current: weakref.ref[BlockTables] | None = None
+_current: weakref.ref[BlockHeaderTensors] | None = None
 
 
-class BlockTables:
+class BlockHeaderTensors:
     """``fill``, ``position`` and ``thought`` of every physical KV block, on the worker's device.
 
     They are updated in place before a step and never move, so that captured graphs can read them.
@@ -34,7 +34,7 @@ class BlockTables:
         self.position = torch.full((num_blocks,), NATURAL, dtype=torch.int64, device=device)
         self.thought = torch.zeros(num_blocks, dtype=torch.int64, device=device)
         self.thoughts: ThoughtEmbeddings | None = None
-        self.teams: TeamTables | None = None
+        self.teams: HogwildState | None = None
         self.has_holes = False
 
     @property
@@ -79,7 +79,7 @@ class BlockTables:
             self.thoughts.begin_step(ids, target)
 
 
-def enter(tables: BlockTables | None) -> None:
+def enter(tables: BlockHeaderTensors | None) -> None:
     """Make a worker's tables those of whatever this process runs next; ``None``: nobody's.
 
     As with vLLM's own forward context, one engine at a time is at work in a process. A key in
@@ -90,6 +90,6 @@ def enter(tables: BlockTables | None) -> None:
     _current = None if tables is None else weakref.ref(tables)
 
 
-def current() -> BlockTables | None:
+def current() -> BlockHeaderTensors | None:
     """Return the tables of the worker that is at work, if it has made them."""
     return None if _current is None else _current()

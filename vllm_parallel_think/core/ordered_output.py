@@ -9,7 +9,7 @@ from .branch_graph import Kind, Node, State
 from .interface import Chunk, Emission, Finish, Limits
 
 
-class VisibleText:
+class OrderedOutput:
     """Releases nodes' tokens as their turn comes; subclasses decide the order and the end."""
 
     def __init__(self, limits: Limits) -> None:

@@ -10,7 +10,7 @@ from .hogwild.group import HogwildGroup
 
 
 @dataclass(frozen=True)
-class Segment:
+class TimelineSegment:
     """A run of tokens of one lane; times are by the group's clock.
 
     Attributes:
@@ -42,16 +42,16 @@ class Segment:
     cut: bool
 
 
-def segments(group: Group | HogwildGroup) -> list[Segment]:
+def segments(group: Group | HogwildGroup) -> list[TimelineSegment]:
     """Return a request's parts in the order of the text."""
     behind = set(group.behind_end)
     nodes = [*group.nodes, *group.outvoted]
     return [_segment(node, node.state is State.DROPPED or node in behind) for node in nodes]
 
 
-def _segment(node: Node, cut: bool) -> Segment:
+def _segment(node: Node, cut: bool) -> TimelineSegment:
     lane = node.lane
-    return Segment(
+    return TimelineSegment(
         lane=lane.address,
         parent=lane.fork.parent.lane.address if lane.fork is not None else "",
         kind=node.kind.value,

@@ -21,7 +21,7 @@ from . import rejection_sampler_v1
 from . import settings as judge_settings
 from .proposer import SiblingProposer
 from .protected_tokens import StopStrings, protected_tokens, token_texts
-from .request_settings import WishTable
+from .request_settings import JudgeRequestTable
 from .verifier import Verifier
 
 
@@ -58,7 +58,7 @@ def to_worker(worker: WorkerBase, settings: Settings) -> Verifier | None:
     verifier = Verifier(
         rule,
         protected_tokens(model, profiles.values()).to(device),
-        WishTable({name: i for i, name in enumerate(profiles, 1)}, settings.default, stops),
+        JudgeRequestTable({name: i for i, name in enumerate(profiles, 1)}, settings.default, stops),
     )
     module.install(worker.model_runner, verifier)
     return verifier

@@ -11,7 +11,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from spec_decode.draft_rows import DraftRows
 
-from .verifier import Verdict, Verifier, set_point_masses
+from .verifier import Judgement, Verifier, set_point_masses
 
 
 class JudgeRejectionSampler(RejectionSampler):
@@ -21,7 +21,7 @@ class JudgeRejectionSampler(RejectionSampler):
     runner: Any
     _draft_probs: torch.Tensor | None
     _sampling: SamplingMetadata
-    _verdict: Verdict | None
+    _verdict: Judgement | None
     _clean: torch.Tensor | None
 
     def forward(

@@ -11,7 +11,7 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from spec_decode.draft_rows import NO_DRAFT, DraftRows
 
-from .verifier import PointMasses, Verdict, Verifier, set_point_masses
+from .verifier import Judgement, PointMasses, Verifier, set_point_masses
 
 
 class JudgeRejectionSamplerV2(RejectionSampler):
@@ -111,7 +111,7 @@ class JudgeRejectionSamplerV2(RejectionSampler):
         return draft_logits[idx_mapping.long(), step]
 
     @contextmanager
-    def _point_masses(self, verdict: Verdict) -> Iterator[None]:
+    def _point_masses(self, verdict: Judgement) -> Iterator[None]:
         """Set point masses into what the sampler's processing returns, and take them out at last.
 
         They have to be: without anything to process vLLM goes on with the model's own logits, and

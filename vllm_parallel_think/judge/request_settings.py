@@ -14,7 +14,7 @@ from .protected_tokens import StopStrings
 
 
 @dataclass(frozen=True)
-class Wish:
+class JudgeRequest:
     """One request's part in lossy verification.
 
     Attributes:
@@ -34,7 +34,7 @@ class Wish:
 
 
 @dataclass(frozen=True, eq=False)
-class BatchWishes:
+class JudgeRequestBatch:
     """Wishes of a batch's requests, in its order, on the device.
 
     Attributes:
@@ -53,7 +53,7 @@ class BatchWishes:
     stop_row: torch.Tensor
 
 
-class WishTable:
+class JudgeRequestTable:
     """Wishes of the requests in the worker, by request id."""
 
     def __init__(self, grammars: Mapping[str, int], default: str, stops: StopStrings) -> None:
@@ -68,7 +68,7 @@ class WishTable:
         self.stops = stops
         self._grammars = dict(grammars)
         self._default = default
-        self._wishes: dict[str, Wish] = {}
+        self._wishes: dict[str, JudgeRequest] = {}
 
     def update(self, output: SchedulerOutput) -> None:
         """Take note of requests that came and went."""
@@ -84,9 +84,9 @@ class WishTable:
         if wish is not None:
             self.stops.release(wish.stop_row)
 
-    def batch(self, req_ids: Sequence[str], device: torch.device) -> BatchWishes:
+    def batch(self, req_ids: Sequence[str], device: torch.device) -> JudgeRequestBatch:
         """Return the wishes of a batch; two small copies to the device, nothing waits for it."""
-        off = Wish(False, 0.0, (), 0)
+        off = JudgeRequest(False, 0.0, (), 0)
         wishes = [self._wishes.get(req_id, off) for req_id in req_ids]
         width = max((len(wish.stop_ids) for wish in wishes), default=0)
         numbers = torch.tensor(
@@ -103,7 +103,7 @@ class WishTable:
         if device.type == "cuda":
             numbers = numbers.pin_memory().to(device, non_blocking=True)
             thresholds = thresholds.pin_memory().to(device, non_blocking=True)
-        return BatchWishes(
+        return JudgeRequestBatch(
             enabled=numbers[:, 0] > 0,
             threshold=thresholds,
             stop_ids=numbers[:, 3:],
@@ -111,7 +111,7 @@ class WishTable:
             stop_row=numbers[:, 2],
         )
 
-    def _read(self, params: SamplingParams) -> Wish:
+    def _read(self, params: SamplingParams) -> JudgeRequest:
         """Read a request's keys; the front end has checked them, other ways in are not trusted."""
         extra: Mapping[str, Any] = params.extra_args or {}
         threshold = extra.get("pt_judge_threshold", 0.0)
@@ -121,7 +121,7 @@ class WishTable:
         enabled = bool(extra.get("pt_judge", True)) and params.structured_outputs is None
         stops = [params.stop] if isinstance(params.stop, str) else params.stop or ()
         stop_row = self.stops.acquire(stops) if enabled else 0
-        return Wish(
+        return JudgeRequest(
             # With more sets of stop strings in flight than rows, the last to come is not judged.
             enabled=enabled and stop_row is not None,
             threshold=float(threshold),

@@ -12,7 +12,7 @@ from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config
 
 from spec_decode.judge_head import load_head
 from spec_decode.rules import RULES, FLy, Rule, parameters
-from spec_decode.vocabulary import Vocabulary, refuse_other
+from spec_decode.vocabulary import VocabularyContents, refuse_other
 
 from ..core.errors import OptionError, quoted, shortened
 
@@ -123,8 +123,8 @@ def refuse_other_vocabulary(config: VllmConfig) -> None:
         return
     try:
         refuse_other(
-            Vocabulary.of(model.model, tokenizer, model.get_vocab_size()),
-            Vocabulary.of(draft.model, other, draft.get_vocab_size()),
+            VocabularyContents.of(model.model, tokenizer, model.get_vocab_size()),
+            VocabularyContents.of(draft.model, other, draft.get_vocab_size()),
         )
     except ValueError as error:
         raise OptionError(f"{WHERE}: {error}") from None

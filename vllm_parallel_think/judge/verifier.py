@@ -17,7 +17,7 @@ from spec_decode.acceptance import is_protected
 from spec_decode.draft_rows import DraftRows
 from spec_decode.rules import Judge, Rule
 
-from .request_settings import WishTable
+from .request_settings import JudgeRequestTable
 
 POINT_MASS = 1e30
 """Logit of a point mass, where the type can hold it: nothing else has any probability beside it."""
@@ -43,7 +43,7 @@ class Counts:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Judgement:
     """What a rule says of a batch's drafts.
 
     Attributes:
@@ -75,7 +75,7 @@ class Verifier:
 
     """
 
-    def __init__(self, rule: Rule, protected: torch.Tensor, wishes: WishTable) -> None:
+    def __init__(self, rule: Rule, protected: torch.Tensor, wishes: JudgeRequestTable) -> None:
         self.rule = rule
         self.wishes = wishes
         self.hidden: torch.Tensor | None = None
@@ -87,7 +87,7 @@ class Verifier:
         """Totals since the start; reading them waits for the device."""
         return Counts(*self._counts.tolist())
 
-    def judge(self, rows: DraftRows, req_ids: Sequence[str]) -> Verdict:
+    def judge(self, rows: DraftRows, req_ids: Sequence[str]) -> Judgement:
         """Apply the rule, within what requests and protected tokens leave to it.
 
         Args:
@@ -104,7 +104,7 @@ class Verifier:
         allowed &= (wishes.stop_ids[request] != ids[:, None]).all(dim=1)
         if isinstance(self.rule, Judge):
             rows = replace(rows, threshold=wishes.threshold[request])
-        return Verdict(
+        return Judgement(
             ids=ids,
             is_draft=rows.is_draft,
             request=request,
@@ -113,7 +113,7 @@ class Verifier:
             other=rows.logits.argmax(dim=-1) != rows.draft_ids,
         )
 
-    def count(self, verdict: Verdict, num_kept: torch.Tensor) -> None:
+    def count(self, verdict: Judgement, num_kept: torch.Tensor) -> None:
         """Add a step to the totals, of which [B] int drafts each request keeps."""
         kept = verdict.is_draft & (verdict.position < num_kept[verdict.request])
         lossy = kept & verdict.lossy & verdict.other
@@ -134,7 +134,9 @@ class PointMasses:
         self._logits.scatter_(1, self._ids, self._before)
 
 
-def set_point_masses(logits: torch.Tensor, verdict: Verdict, unmasked: torch.Tensor) -> PointMasses:
+def set_point_masses(
+    logits: torch.Tensor, verdict: Judgement, unmasked: torch.Tensor
+) -> PointMasses:
     """Set point masses, in place, where a rule accepts and nothing has forbidden the token.
 
     Args:

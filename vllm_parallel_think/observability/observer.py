@@ -26,8 +26,8 @@ from .page import PLUGIN
 from .page.timelines import TimelineWriter
 
 if TYPE_CHECKING:
-    from ..scheduler.group_table import Family, FamilyTable
-    from ..scheduler.held_blocks import BlockLedger
+    from ..scheduler.group_table import GroupState, GroupTable
+    from ..scheduler.held_blocks import HeldBlocks
 
 logger = logging.getLogger("vllm.parallel_think")
 
@@ -44,19 +44,19 @@ def _span_writer(config: VllmConfig) -> Viewer:
 class Viewer(Protocol):
     """Somebody who is told of families; each event is optional."""
 
-    def ended(self, family: Family, outcome: str) -> None:
+    def ended(self, family: GroupState, outcome: str) -> None:
         """Take note of a family's end."""
 
 
 class Observer:
     """Tells viewers what a scheduler's families do; one that fails is told nothing for a while."""
 
-    def __init__(self, config: VllmConfig, families: FamilyTable, ledger: BlockLedger) -> None:
+    def __init__(self, config: VllmConfig, families: GroupTable, ledger: HeldBlocks) -> None:
         self._families = families
         self._ledger = ledger
         self._engine = str(config.parallel_config.data_parallel_index)
         self._next_look = 0.0
-        self._changed: dict[Family, None] = {}
+        self._changed: dict[GroupState, None] = {}
         """Families in which something happened since the last look, in order."""
         self._viewers: dict[str, Viewer] = {}
         self._outages: defaultdict[str, Outage] = defaultdict(Outage)
@@ -87,11 +87,11 @@ class Observer:
 
         self._attach("metrics", make)
 
-    def started(self, family: Family) -> None:
+    def started(self, family: GroupState) -> None:
         """Take note of a request that may branch."""
         self._tell("started", family)
 
-    def changed(self, family: Family) -> None:
+    def changed(self, family: GroupState) -> None:
         """Take note of forks, joins and ends in a family; told at the next look.
 
         Many branches end in the same steps, and their step must not wait for so many counters.
@@ -99,7 +99,7 @@ class Observer:
         if self._viewers:
             self._changed[family] = None
 
-    def ended(self, family: Family, outcome: str) -> None:
+    def ended(self, family: GroupState, outcome: str) -> None:
         """Take note of a family's end; its blocks are back and it is no longer listed."""
         self._changed.pop(family, None)
         self._tell("ended", family, outcome)

@@ -17,10 +17,10 @@ from vllm.config import VllmConfig
 from vllm.tracing import extract_trace_context, init_tracer
 
 from ..core.errors import short_id
-from ..core.timeline import Segment, segments
+from ..core.timeline import TimelineSegment, segments
 
 if TYPE_CHECKING:
-    from ..scheduler.group_table import Family
+    from ..scheduler.group_table import GroupState
 
 MAX_BRANCHES = 512
 """Branch spans of one request; the group's span says how many there were."""
@@ -43,7 +43,7 @@ class SpanWriter:
         self._tracer = trace.get_tracer("vllm.parallel_think")
         self._offset = time.time_ns() - time.monotonic_ns()
 
-    def ended(self, family: Family, outcome: str) -> None:
+    def ended(self, family: GroupState, outcome: str) -> None:
         """Write the spans of a request that branched; of others vLLM's own says all there is."""
         if not family.group.branched:
             return
@@ -68,7 +68,7 @@ class SpanWriter:
         finally:
             group.end(self._at(now))
 
-    def _write_branches(self, group: Any, parts: list[Segment], now: float) -> None:
+    def _write_branches(self, group: Any, parts: list[TimelineSegment], now: float) -> None:
         spans: dict[str, Any] = {}
         ends: dict[str, float] = {}
         parents: dict[str, str] = {}
@@ -99,13 +99,17 @@ class SpanWriter:
         for lane, span in spans.items():
             span.end(self._at(ends[lane]))
 
-    def _mark_tokens(self, span: Any, runs: list[Segment]) -> None:
+    def _mark_tokens(self, span: Any, runs: list[TimelineSegment]) -> None:
         for part in runs:
             if part.first is not None:
                 span.add_event(f"first token of {part.kind}", timestamp=self._at(part.first))
 
     def _write_joins(
-        self, group: Any, spans: dict[str, Any], ends: dict[str, float], parts: list[Segment]
+        self,
+        group: Any,
+        spans: dict[str, Any],
+        ends: dict[str, float],
+        parts: list[TimelineSegment],
     ) -> None:
         """Write a span for each join: from the first path that waits to the branch behind it."""
         forks: dict[str, list[str]] = {}
@@ -133,6 +137,6 @@ class SpanWriter:
         return int(clock * 1e9) + self._offset
 
 
-def _started(part: Segment) -> float:
+def _started(part: TimelineSegment) -> float:
     assert part.started is not None
     return part.started

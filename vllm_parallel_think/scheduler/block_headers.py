@@ -10,7 +10,7 @@ Header = tuple[int, int, int]
 """Fill, position and thought of a block, see :class:`BlockHeaders`."""
 
 
-class HeaderBook:
+class BlockHeaderBook:
     """Collects header changes between two steps.
 
     A block that nobody in a group uses any more must get its plain header back before anybody else

@@ -18,13 +18,13 @@ from vllm.v1.request import Request, RequestStatus
 
 from ..core.errors import short_id
 from ..core.hogwild.group import HogwildGroup
-from .group_table import Family
+from .group_table import GroupState
 from .preemption import GivingWayMixin
 
 logger = init_logger(__name__)
 
 
-def is_gang(family: Family) -> bool:
+def is_gang(family: GroupState) -> bool:
     """Whether a family's branches are workers that started."""
     return isinstance(family.group, HogwildGroup) and family.group.branched
 
@@ -165,7 +165,7 @@ class LockStepMixin(GivingWayMixin):
     def _is_held(self, request: Request) -> bool:
         return self._is_gang_member(request) or self._allowed.get(request.request_id) == 0
 
-    def _members(self, family: Family) -> list[Request]:
+    def _members(self, family: GroupState) -> list[Request]:
         """Return the unfinished requests of a group, in a fixed order."""
         if not family.group.branched:
             return []
@@ -181,7 +181,7 @@ class LockStepMixin(GivingWayMixin):
         total = request.num_computed_tokens + new_tokens
         return new_tokens, max(0, -(-total // self.block_size) - have)
 
-    def _clear_blocks(self, family: Family, needed: int) -> bool:
+    def _clear_blocks(self, family: GroupState, needed: int) -> bool:
         """Get so many blocks free, from ordinary requests, then from younger groups."""
         pool = self.kv_cache_manager.block_pool
         while pool.get_num_free_blocks() < needed:

@@ -14,7 +14,7 @@ from ..core.hogwild.group import HogwildGroup
 
 
 @dataclass(eq=False, repr=False)
-class Family:
+class GroupState:
     """One client request, its group, and the vLLM requests that compute the group's nodes.
 
     Attributes:
@@ -63,28 +63,28 @@ class Branch:
 
     """
 
-    family: Family
+    family: GroupState
     node: Node
     request: Request
     num_placed: int = 0
 
 
-class FamilyTable:
+class GroupTable:
     """Looks up families by the client's request id, and branches by any request id."""
 
     def __init__(self) -> None:
-        self._families: dict[str, Family] = {}
+        self._families: dict[str, GroupState] = {}
         self._branches: dict[str, Branch] = {}
 
     def __bool__(self) -> bool:
         """Return whether any request may branch or has branched."""
         return bool(self._families)
 
-    def __iter__(self) -> Iterator[Family]:
+    def __iter__(self) -> Iterator[GroupState]:
         """Iterate over the families."""
         return iter(list(self._families.values()))
 
-    def family(self, root_id: str) -> Family | None:
+    def family(self, root_id: str) -> GroupState | None:
         """Return the family of a client's request."""
         return self._families.get(root_id)
 
@@ -92,12 +92,12 @@ class FamilyTable:
         """Return the branch that a vLLM request is."""
         return self._branches.get(request_id)
 
-    def add(self, family: Family) -> None:
+    def add(self, family: GroupState) -> None:
         """Register a client's request as a family of one."""
         self._families[family.root.request_id] = family
         self.attach(family, family.group.trunk, family.root)
 
-    def attach(self, family: Family, node: Node, request: Request) -> None:
+    def attach(self, family: GroupState, node: Node, request: Request) -> None:
         """Say that a request computes a node."""
         family.requests[node] = request
         self._branches[request.request_id] = Branch(family, node, request)
@@ -108,7 +108,7 @@ class FamilyTable:
         if branch.family.requests.get(branch.node) is branch.request:
             del branch.family.requests[branch.node]
 
-    def remove(self, family: Family) -> None:
+    def remove(self, family: GroupState) -> None:
         """Forget a family and its requests."""
         for request in family.requests.values():
             self._branches.pop(request.request_id, None)

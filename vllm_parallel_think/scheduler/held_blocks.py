@@ -9,16 +9,16 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from ..core.branch_graph import Node
-from .block_headers import HeaderBook
+from .block_headers import BlockHeaderBook
 
 
-class BlockLedger:
+class HeldBlocks:
     """Keeps finished branches' blocks alive for as long as somebody will attend to them.
 
     Every held block carries one reference of the ledger, beside those of vLLM's requests.
     """
 
-    def __init__(self, pool: BlockPool, headers: HeaderBook, block_size: int) -> None:
+    def __init__(self, pool: BlockPool, headers: BlockHeaderBook, block_size: int) -> None:
         self._pool = pool
         self._headers = headers
         self._block_size = block_size

@@ -14,9 +14,9 @@ from vllm.v1.request import Request, RequestStatus
 from ..core.errors import OptionError, short_id
 from ..core.hogwild.group import HogwildGroup
 from ..observability.observer import Observer
-from ..scheduler_output import Swap
-from .group_table import Family, FamilyTable
-from .held_blocks import BlockLedger
+from ..scheduler_output import KVSwap
+from .group_table import GroupState, GroupTable
+from .held_blocks import HeldBlocks
 
 logger = init_logger(__name__)
 
@@ -30,19 +30,19 @@ class GivingWayMixin(Scheduler):
     """Lets a scheduler's families give their blocks away and come back."""
 
     kv_holding_waiting: RequestQueue
-    _families: FamilyTable
-    _ledger: BlockLedger
+    _families: GroupTable
+    _ledger: HeldBlocks
     _preempted_member: bool
     """Whether a branch was preempted in this step."""
     _preempted_other: bool
     """Whether anybody else was."""
-    _swaps: list[Swap]
+    _swaps: list[KVSwap]
     """K/V to copy in front of the next step."""
     _num_empty_steps: int
     """Steps without work since the last one that had some, or that had some under way."""
     _observer: Observer
 
-    def _submit_ready(self, family: Family) -> None:
+    def _submit_ready(self, family: GroupState) -> None:
         """Start what can start."""
         raise NotImplementedError
 
@@ -62,7 +62,7 @@ class GivingWayMixin(Scheduler):
         raise NotImplementedError
 
     @staticmethod
-    def _fault(family: Family, error: Exception) -> None:
+    def _fault(family: GroupState, error: Exception) -> None:
         """Let one request fail at the end of the step: a fault in it must not end the engine.
 
         What went wrong first is what the client is told: the rest follows from it. An error that is
@@ -142,7 +142,7 @@ class GivingWayMixin(Scheduler):
         ordinary = [r for r in self.running if not self._is_member(r)]
         return max(ordinary, key=lambda r: (r.priority, r.arrival_time), default=None)
 
-    def _refuse_too_large(self, family: Family) -> None:
+    def _refuse_too_large(self, family: GroupState) -> None:
         """Let a request fail that no other one could make room for."""
         pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         family.error = family.error or (
@@ -150,7 +150,7 @@ class GivingWayMixin(Scheduler):
             f"tokens, the whole pool has {pool}"
         )
 
-    def _give_way(self, family: Family) -> None:
+    def _give_way(self, family: GroupState) -> None:
         """Drop a family's K/V; it is computed again, node by node, once there is room."""
         logger.debug("request %s gives way", short_id(family.root.request_id))
         family.parked = True
@@ -199,12 +199,12 @@ class GivingWayMixin(Scheduler):
                 self._fault(family, error)
         return False
 
-    def _elder_waits(self, family: Family) -> bool:
+    def _elder_waits(self, family: GroupState) -> bool:
         """Whether a branch of an older family waits, which may be what this one gave way to."""
         branches = (self._families.branch(r.request_id) for r in self.kv_holding_waiting)
         return any(b is not None and b.family.age < family.age for b in branches)
 
-    def _swap_out(self, family: Family) -> None:
+    def _swap_out(self, family: GroupState) -> None:
         """Copy all K/V of a group of workers to the host, and let its blocks go.
 
         What workers wrote was computed while they saw each other half finished. Computing it again
@@ -232,9 +232,9 @@ class GivingWayMixin(Scheduler):
             self.kv_holding_waiting.remove_requests([request])
             self.waiting.remove_requests([request])
             self.deferred_waiting.discard(request)
-        self._swaps.append(Swap(family.root.request_id, tuple(ids), out=True))
+        self._swaps.append(KVSwap(family.root.request_id, tuple(ids), out=True))
 
-    def _swap_in(self, family: Family) -> None:
+    def _swap_in(self, family: GroupState) -> None:
         """Get blocks for a group's K/V on the host, and have it copied back."""
         pool = self.kv_cache_manager.block_pool
         managers = self.kv_cache_manager.coordinator.single_type_managers
@@ -257,7 +257,7 @@ class GivingWayMixin(Scheduler):
                 request.num_computed_tokens = num_computed
         family.stash.clear()
         family.history_told = family.moves_told = 0  # all blocks are others now
-        self._swaps.append(Swap(family.root.request_id, ids, out=False))
+        self._swaps.append(KVSwap(family.root.request_id, ids, out=False))
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False

@@ -25,25 +25,25 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from ..core.branch_graph import Kind, Node, State
-from ..core.config.hogwild_profile import Recipe
+from ..core.config.hogwild_profile import HogwildProfile
 from ..core.config.options import CONFIG_KEY, LIVE_KEY, parse_request
 from ..core.config.profile import builtin_profiles
 from ..core.errors import OptionError, short_id
 from ..core.fork_join.group import Group
 from ..core.fork_join.tag_scanner import Grammar
 from ..core.hogwild.group import HogwildGroup
-from ..core.hogwild.prompts import Script
+from ..core.hogwild.prompts import HogwildPrompts
 from ..core.interface import Cause, Limits, Verdict
 from ..observability.observer import Observer
-from ..scheduler_output import Swap, TeamUpdate, with_groups
+from ..scheduler_output import HogwildUpdate, KVSwap, with_groups
 from ..settings import Settings, workers_refusal
 from ..tokenizer import TokenizerVocabulary
 from . import client_output
-from .block_headers import HeaderBook
+from .block_headers import BlockHeaderBook
 from .branch_request import branch_request
 from .gang import LockStepMixin, is_gang
-from .group_table import Branch, Family, FamilyTable
-from .held_blocks import BlockLedger
+from .group_table import Branch, GroupState, GroupTable
+from .held_blocks import HeldBlocks
 from .step_message import end_of, update_of
 
 logger = init_logger(__name__)
@@ -66,13 +66,13 @@ class GroupSchedulerMixin(LockStepMixin):
         self._no_workers = workers_refusal(self.vllm_config)
         pattern = self._settings.options.vote_pattern
         self._vote_pattern = re.compile(pattern) if pattern is not None else None
-        self._families = FamilyTable()
-        self._headers = HeaderBook(self.block_size)
-        self._ledger = BlockLedger(self.kv_cache_manager.block_pool, self._headers, self.block_size)
+        self._families = GroupTable()
+        self._headers = BlockHeaderBook(self.block_size)
+        self._ledger = HeldBlocks(self.kv_cache_manager.block_pool, self._headers, self.block_size)
         self._num_requests_made = 0
         self._preempted_member = self._preempted_other = False
-        self._swaps: list[Swap] = []
-        self._ended_teams: list[TeamUpdate] = []
+        self._swaps: list[KVSwap] = []
+        self._ended_teams: list[HogwildUpdate] = []
         self._aside: list[Request] = []
         self._admitted: list[Request] = []
         self._allowed: dict[str, int] = {}
@@ -87,15 +87,15 @@ class GroupSchedulerMixin(LockStepMixin):
             shown = [self._settings.default] if self._settings.default in self._grammars else []
             self._observer.count(self._settings.default, shown, pool)
 
-    def _usable_grammars(self) -> dict[str, Grammar | Script]:
+    def _usable_grammars(self) -> dict[str, Grammar | HogwildPrompts]:
         """Bind profiles to the tokenizer; a built-in one that nobody chose may not suit it."""
         vocabulary = TokenizerVocabulary.from_config(self.vllm_config.model_config)
-        grammars: dict[str, Grammar | Script] = {}
+        grammars: dict[str, Grammar | HogwildPrompts] = {}
         for name, profile in self._settings.profiles.items():
             try:
-                grammar: Grammar | Script
-                if isinstance(profile, Recipe):
-                    grammar = Script(profile, vocabulary)
+                grammar: Grammar | HogwildPrompts
+                if isinstance(profile, HogwildProfile):
+                    grammar = HogwildPrompts(profile, vocabulary)
                 else:
                     grammar = Grammar(profile, vocabulary)
                 grammar.check(self.vllm_config.model_config.get_vocab_size())
@@ -118,7 +118,7 @@ class GroupSchedulerMixin(LockStepMixin):
                 family.group.started(family.group.trunk)
         super().add_request(request)
 
-    def _new_family(self, request: Request) -> Family | None:
+    def _new_family(self, request: Request) -> GroupState | None:
         """Return a family for a request that may branch; never raises."""
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None or request.resumable:
@@ -139,7 +139,7 @@ class GroupSchedulerMixin(LockStepMixin):
                 return None
             words, prompt = self._grammars[options.profile], request.prompt_token_ids
             group: Group | HogwildGroup
-            if isinstance(words, Script):
+            if isinstance(words, HogwildPrompts):
                 group = HogwildGroup(prompt, words, options, self._limits(request))
             else:
                 group = Group(prompt, words, options, self._limits(request))
@@ -153,7 +153,7 @@ class GroupSchedulerMixin(LockStepMixin):
             return None
         if not self._open(request, group):
             return None
-        family = Family(request, group)
+        family = GroupState(request, group)
         if isinstance(group, HogwildGroup):
             family.error = self._too_wide(group)
         return family
@@ -246,7 +246,7 @@ class GroupSchedulerMixin(LockStepMixin):
             newcomers.prepend_requests(reversed(list(self.waiting)))
             self.waiting = newcomers
 
-    def _team_updates(self) -> tuple[TeamUpdate, ...]:
+    def _team_updates(self) -> tuple[HogwildUpdate, ...]:
         """Return what workers' groups look like, where that changed."""
         updates, self._ended_teams = self._ended_teams, []
         for family in self._families:
@@ -490,9 +490,9 @@ class GroupSchedulerMixin(LockStepMixin):
         self._observer.stepped()
         return outputs
 
-    def _collect(self, outputs: dict[int, EngineCoreOutputs]) -> list[Family]:
+    def _collect(self, outputs: dict[int, EngineCoreOutputs]) -> list[GroupState]:
         """Take branches' outputs out of the step's outputs, into the groups that own them."""
-        touched: dict[Family, None] = {}
+        touched: dict[GroupState, None] = {}
         for engine_outputs in outputs.values():
             others: list[EngineCoreOutput] = []
             for output in engine_outputs.outputs:
@@ -511,7 +511,7 @@ class GroupSchedulerMixin(LockStepMixin):
         touched.update((family, None) for family in self._families if family.error is not None)
         return list(touched)
 
-    def _advance(self, family: Family) -> list[EngineCoreOutput]:
+    def _advance(self, family: GroupState) -> list[EngineCoreOutput]:
         """Start what can start, drop what nobody will see, and return what the client may see."""
         group = family.group
         group.settle()
@@ -558,7 +558,7 @@ class GroupSchedulerMixin(LockStepMixin):
             self._end(family)
         return released
 
-    def _cut(self, family: Family, node: Node) -> None:
+    def _cut(self, family: GroupState, node: Node) -> None:
         """Stop a path with what it has."""
         request = family.requests.get(node)
         family.group.end(node, Cause.CUT)
@@ -573,7 +573,7 @@ class GroupSchedulerMixin(LockStepMixin):
             opening.prefill_stats, first.prefill_stats = first.prefill_stats, None
             opening.events, first.events = first.events, None
 
-    def _submit_ready(self, family: Family) -> None:
+    def _submit_ready(self, family: GroupState) -> None:
         group = family.group
         family.num_changes_seen = group.num_changes
         for node in group.ready():
@@ -604,7 +604,7 @@ class GroupSchedulerMixin(LockStepMixin):
             ids = {*self.requests, *(f.root.request_id for f in self._families)}
         else:
             ids = {request_ids} if isinstance(request_ids, str) else set(request_ids)
-        roots: dict[str, Family] = {}
+        roots: dict[str, GroupState] = {}
         for request_id in ids:
             branch = self._families.branch(request_id)
             family = self._families.family(request_id) or (branch.family if branch else None)
@@ -621,7 +621,7 @@ class GroupSchedulerMixin(LockStepMixin):
 
     def _end(
         self,
-        family: Family,
+        family: GroupState,
         status: RequestStatus = RequestStatus.FINISHED_ABORTED,
         outcome: str | None = None,
     ) -> None:
@@ -639,13 +639,13 @@ class GroupSchedulerMixin(LockStepMixin):
             self._ended_teams.append(told)
         if family.stash:
             family.stash.clear()
-            self._swaps.append(Swap(family.root.request_id, (), out=False))
+            self._swaps.append(KVSwap(family.root.request_id, (), out=False))
         if family.group.branched and self.finished_req_ids_dict is not None:
             self.finished_req_ids_dict[family.root.client_index].add(family.root.request_id)
         own = "branched" if family.group.has_paths else "unbranched"
         self._observer.ended(family, outcome or own)
 
-    def _fail(self, family: Family) -> EngineCoreOutput:
+    def _fail(self, family: GroupState) -> EngineCoreOutput:
         summary = family.group.summary() if family.group.branched else None
         self._end(family, outcome="failed")
         return client_output.failed(family.root, family.error or "internal error", summary)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from ..core.branch_graph import Node
 from ..core.hogwild.cache_layout import ANSWER, Run
 from ..core.hogwild.group import HogwildGroup
-from ..scheduler_output import TeamUpdate
-from .group_table import Family
-from .held_blocks import BlockLedger
+from ..scheduler_output import HogwildUpdate
+from .group_table import GroupState
+from .held_blocks import HeldBlocks
 
 
-def update_of(family: Family, ledger: BlockLedger) -> TeamUpdate | None:
+def update_of(family: GroupState, ledger: HeldBlocks) -> HogwildUpdate | None:
     """Return what moved in a group since it was last told, or ``None``."""
     group = family.group
     if not isinstance(group, HogwildGroup) or not group.branched or family.parked:
@@ -31,7 +31,7 @@ def update_of(family: Family, ledger: BlockLedger) -> TeamUpdate | None:
         for role, node in group.live.items()
         if node in family.requests
     ]
-    update = TeamUpdate(
+    update = HogwildUpdate(
         family.root.request_id,
         group.layout,
         run(group.trunk),
@@ -45,9 +45,9 @@ def update_of(family: Family, ledger: BlockLedger) -> TeamUpdate | None:
     return update
 
 
-def end_of(family: Family) -> TeamUpdate | None:
+def end_of(family: GroupState) -> HogwildUpdate | None:
     """Return what tells that a group is over, or ``None`` if the worker process knows of none."""
     group = family.group
     if not isinstance(group, HogwildGroup) or not group.branched:
         return None
-    return TeamUpdate(family.root.request_id, group.layout, ended=True)
+    return HogwildUpdate(family.root.request_id, group.layout, ended=True)

@@ -16,10 +16,10 @@ from vllm.config import CUDAGraphMode
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
-from ..attention.step_state import BlockTables
+from ..attention.step_state import BlockHeaderTensors
 
 
-def keep_branches_out_of_full_graphs(runner: Any, tables: BlockTables) -> None:
+def keep_branches_out_of_full_graphs(runner: Any, tables: BlockHeaderTensors) -> None:
     """Make a runner that has its graph managers choose by what the current batch holds.
 
     Raises:
@@ -44,7 +44,7 @@ def _managers(runner: Any) -> Iterator[CudagraphDispatcher | CudaGraphManager]:
             yield value
 
 
-def _steer_dispatcher(dispatcher: Any, tables: BlockTables) -> None:
+def _steer_dispatcher(dispatcher: Any, tables: BlockHeaderTensors) -> None:
     """Model Runner V1."""
     choose = dispatcher.dispatch
 
@@ -56,7 +56,7 @@ def _steer_dispatcher(dispatcher: Any, tables: BlockTables) -> None:
     dispatcher.dispatch = dispatch
 
 
-def _steer_manager(manager: Any, tables: BlockTables) -> None:
+def _steer_manager(manager: Any, tables: BlockHeaderTensors) -> None:
     """Model Runner V2."""
     choose, all_graphs = manager.dispatch, manager._candidates
     piecewise = {

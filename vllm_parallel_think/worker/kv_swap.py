@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..scheduler_output import Swap
+from ..scheduler_output import KVSwap
 
 
 class HostCopies:
@@ -25,7 +25,7 @@ class HostCopies:
                 )
         self._copies: dict[str, list[torch.Tensor]] = {}
 
-    def apply(self, swaps: Sequence[Swap]) -> None:
+    def apply(self, swaps: Sequence[KVSwap]) -> None:
         """Do what the scheduler asked for, before a step writes into any block."""
         for swap in swaps:
             if swap.out:

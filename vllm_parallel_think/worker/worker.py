@@ -11,8 +11,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.worker_base import WorkerBase
 
 from ..attention import step_state
-from ..attention.hogwild_rows import TeamTables, rotary_of, row_ids_of
-from ..attention.step_state import BlockTables
+from ..attention.hogwild_rows import HogwildState, rotary_of, row_ids_of
+from ..attention.step_state import BlockHeaderTensors
 from ..attention.thought_embeddings import ThoughtEmbeddings, load, shape_of
 from ..judge import install
 from ..judge.acceptance_metrics import JudgeCounter
@@ -30,7 +30,7 @@ class GroupWorkerMixin(WorkerBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._tables: BlockTables | None = None
+        self._tables: BlockHeaderTensors | None = None
         step_state.enter(None)  # another engine of this process may have been at work
         self._copies: HostCopies | None = None
         self._natural_positions: torch.Tensor | None = None
@@ -62,7 +62,7 @@ class GroupWorkerMixin(WorkerBase):
         return JudgeCounter(lambda: verifier.counts, str(parallel.data_parallel_index))
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
-        self._tables = BlockTables(
+        self._tables = BlockHeaderTensors(
             kv_cache_config.num_blocks, self.cache_config.block_size, self.device
         )
         step_state.enter(self._tables)
@@ -72,7 +72,7 @@ class GroupWorkerMixin(WorkerBase):
         self._refuse_foreign_attention(kv_cache_config)
         self._copies = HostCopies(self.model_runner.kv_caches, kv_cache_config.num_blocks)
 
-    def _make_teams(self) -> TeamTables | None:
+    def _make_teams(self) -> HogwildState | None:
         """Return where groups of workers are kept, if this server can run any.
 
         Raises:
@@ -87,7 +87,7 @@ class GroupWorkerMixin(WorkerBase):
                 f"parallel_think cannot see how {type(self.get_model()).__name__} rotates queries; "
                 "remove parallel_think from --additional-config to serve it without branches"
             )
-        return TeamTables(self.cache_config.block_size, rotary, row_ids_of(self.model_runner))
+        return HogwildState(self.cache_config.block_size, rotary, row_ids_of(self.model_runner))
 
     def _load_thoughts(self) -> ThoughtEmbeddings | None:
         """Load this worker's share of the thought embeddings, if the server has any."""

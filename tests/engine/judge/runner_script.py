@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from spec_decode.judge_head import JudgeHead, load_head
-from spec_decode.reference_decoding import Trace, speculate
+from spec_decode.reference_decoding import DecodingTrace, speculate
 from spec_decode.rules import KL, FLy, Judge, Rule, TopNDelta, Typical
 from tests.engine.judge.engine import EOS, NUM_DRAFTS, make_head, make_models, params, speculation
 from tests.engine.test_oracle import prompts
@@ -77,7 +77,7 @@ class Plain:
         finally:
             self.sampler.__class__ = ours
 
-    def expect(self, prompt: list[int], rule: Rule | None, **more: Any) -> Trace:
+    def expect(self, prompt: list[int], rule: Rule | None, **more: Any) -> DecodingTrace:
         """Return what transformers makes of it."""
         target, draft = self.models
         values: dict[str, Any] = {"max_tokens": MAX_TOKENS, "stop_ids": [EOS], **more}

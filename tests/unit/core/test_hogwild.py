@@ -11,13 +11,13 @@ import pytest
 from tests.support.vocabularies import Bytes, chars
 from vllm_parallel_think.core.branch_graph import Kind, State
 from vllm_parallel_think.core.config import hogwild_profile as recipe_module
-from vllm_parallel_think.core.config.hogwild_profile import Check, Ending, Recipe, Workers
+from vllm_parallel_think.core.config.hogwild_profile import Check, Ending, HogwildProfile, Workers
 from vllm_parallel_think.core.config.options import RequestOptions, ServerOptions, parse_request
 from vllm_parallel_think.core.config.profile import load_profile, parse_profile
 from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.hogwild.cache_layout import ANSWER, OTHERS, OWN, Run, Team
+from vllm_parallel_think.core.hogwild.cache_layout import ANSWER, OTHERS, OWN, CacheLayout, Run
 from vllm_parallel_think.core.hogwild.group import HogwildGroup
-from vllm_parallel_think.core.hogwild.prompts import Script
+from vllm_parallel_think.core.hogwild.prompts import HogwildPrompts
 from vllm_parallel_think.core.hogwild.step_boundary import StepText
 from vllm_parallel_think.core.interface import Cause, Chunk, Finish, Limits, Verdict
 
@@ -44,7 +44,7 @@ max_tokens = 3
 @pytest.mark.parametrize("name", ["hogwild", "hogwild-think"])
 def test_built_in_recipes_load(name: str) -> None:
     recipe = load_profile(name)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, HogwildProfile)
     assert recipe.name == name
     assert len(recipe.workers.names) == recipe_module.MAX_WORKERS
 
@@ -52,7 +52,7 @@ def test_built_in_recipes_load(name: str) -> None:
 def test_every_key_of_a_recipe_is_documented() -> None:
     folder = Path(recipe_module.__file__).parents[2] / "profiles"
     text = (folder / "README.md").read_text("utf-8").partition("## Profiles with workers")[2]
-    for kind in (Recipe, Workers, Check, Ending):
+    for kind in (HogwildProfile, Workers, Check, Ending):
         for field in fields(kind):
             assert f"`{field.name}`" in text or f"`[{field.name}]`" in text, field.name
 
@@ -82,13 +82,13 @@ def test_wrong_recipes_say_what_is_wrong(old: str, new: str, message: str) -> No
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     recipe = parse_profile(GOOD.replace('forced = "="', "forced = [999]"), "toy.toml")
     with pytest.raises(OptionError, match="token id 999 is outside the vocabulary of 500"):
-        Script(recipe, chars()).check(500)
+        HogwildPrompts(recipe, chars()).check(500)
 
 
 def test_an_end_of_several_tokens_is_refused() -> None:
     recipe = parse_profile(GOOD.replace("[check]", 'end = "ab"\n[check]'), "toy.toml")
     with pytest.raises(OptionError, match="'ab' is not one token"):
-        Script(recipe, chars())
+        HogwildPrompts(recipe, chars())
 
 
 # -- requests --------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_a_step_ends_at_a_blank_line_behind_a_sentence(text: str, ends: bool) ->
 # -- what a row sees -------------------------------------------------------------------------
 
 
-def lengths(team: Team, role: int, live: dict[int, int]) -> list[tuple[int, int, int]]:
+def lengths(team: CacheLayout, role: int, live: dict[int, int]) -> list[tuple[int, int, int]]:
     turned = team.view(role, lambda r: Run((r,), live.get(r, 0), r))
     return [(part.run.role, part.run.length, part.shift) for part in turned]
 
@@ -182,7 +182,7 @@ def lengths(team: Team, role: int, live: dict[int, int]) -> list[tuple[int, int,
 def test_layouts_place_every_run() -> None:
     history = (Run((1,), 5, 0), Run((2,), 7, 1), Run((3,), 2, 0))
     headers = {OTHERS: Run((4,), 3, OTHERS), OWN: Run((5,), 4, OWN)}
-    team = Team("combined", Run((0,), 10), history, headers, {0: "a", 1: "b", 2: "c"})
+    team = CacheLayout("combined", Run((0,), 10), history, headers, {0: "a", 1: "b", 2: "c"})
     live = {0: 6, 1: 8, 2: 9}
     order = [(ANSWER, 10), (0, 5), (1, 7), (0, 2), (OTHERS, 3), (0, 6), (2, 9), (OWN, 4), (1, 8)]
     seen = lengths(team, 1, live)
@@ -203,7 +203,7 @@ def test_layouts_place_every_run() -> None:
 
 
 def test_headers_see_the_prompt_and_empty_runs_are_left_out() -> None:
-    team = Team("combined", Run((0,), 10), (), {}, {OTHERS: "h", 0: "a", 1: "b"})
+    team = CacheLayout("combined", Run((0,), 10), (), {}, {OTHERS: "h", 0: "a", 1: "b"})
     assert lengths(team, OTHERS, {OTHERS: 3}) == [(ANSWER, 10, 10), (OTHERS, 3, 0)]
     assert [p[0] for p in lengths(team, 0, {OTHERS: 3, 0: 2})] == [ANSWER, OTHERS, 0]
 
@@ -235,7 +235,7 @@ class Play:
         )
         request = RequestOptions("toy", 8, 2, **options)
         vocabulary = vocabulary or chars()
-        script = Script(parse_profile(recipe, "toy.toml"), vocabulary)
+        script = HogwildPrompts(parse_profile(recipe, "toy.toml"), vocabulary)
         self.group = HogwildGroup(vocabulary.encode("12+3"), script, request, limits)
         self.vocabulary = vocabulary
         self.tokens: list[int] = []

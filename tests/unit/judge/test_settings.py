@@ -18,7 +18,7 @@ from vllm_parallel_think.core.branch_graph import Kind, State
 from vllm_parallel_think.core.config.options import ServerOptions, parse_request
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.judge.protected_tokens import StopStrings, protected_tokens
-from vllm_parallel_think.judge.request_settings import WishTable
+from vllm_parallel_think.judge.request_settings import JudgeRequestTable
 from vllm_parallel_think.judge.settings import load
 from vllm_parallel_think.judge.verifier import Verifier
 from vllm_parallel_think.scheduler.branch_request import branch_params
@@ -174,7 +174,7 @@ def test_tokens_at_the_edges_of_stop_strings_are_protected() -> None:
 
 def test_no_stop_string_is_completed_lossily() -> None:
     """The rule accepts all; a request's stop strings, and nobody else's, forbid some."""
-    table = WishTable({}, "off", stop_strings())
+    table = JudgeRequestTable({}, "off", stop_strings())
     new = [
         SimpleNamespace(req_id="free", sampling_params=SamplingParams()),
         SimpleNamespace(req_id="stops", sampling_params=SamplingParams(stop=["Q:"])),
@@ -196,7 +196,7 @@ def test_no_stop_string_is_completed_lossily() -> None:
 
 
 def test_wishes() -> None:
-    table = WishTable({"npr": 1, "skeleton": 2}, "skeleton", stop_strings())
+    table = JudgeRequestTable({"npr": 1, "skeleton": 2}, "skeleton", stop_strings())
 
     def scheduled(req_id: str, **values: Any) -> Any:
         params = SamplingParams(**values)

@@ -17,7 +17,7 @@ from tests.unit.observability.test_spans import exporter, simulation_config
 from vllm_parallel_think.core.errors import MAX_ID, short_id
 from vllm_parallel_think.observability.page.timelines import TimelineWriter
 from vllm_parallel_think.observability.tracing import SpanWriter
-from vllm_parallel_think.scheduler.group_table import Family
+from vllm_parallel_think.scheduler.group_table import GroupState
 from vllm_parallel_think.scheduler.preemption import GivingWayMixin
 
 __all__ = ["exporter"]
@@ -38,7 +38,7 @@ class Renaming:
     def __init__(self, viewer: Any) -> None:
         self._viewer = viewer
 
-    def ended(self, family: Family, outcome: str) -> None:
+    def ended(self, family: GroupState, outcome: str) -> None:
         own, family.root.request_id = family.root.request_id, LONG
         try:
             self._viewer.ended(family, outcome)
@@ -73,6 +73,6 @@ def test_the_log_shows_them_short(
     class Root:
         request_id = LONG
 
-    family = Family(Root(), None)  # type: ignore[arg-type]
+    family = GroupState(Root(), None)  # type: ignore[arg-type]
     GivingWayMixin._fault(family, RuntimeError("a fault"))
     assert short_id(LONG) in caplog.text and "x" * MAX_ID not in caplog.text

@@ -18,7 +18,7 @@ from spec_decode.__main__ import main
 from spec_decode.reference_decoding import speculate
 from spec_decode.tasks.arithmetic import read_answer
 from spec_decode.training.generation import end_ids, load_model, stop_ids
-from spec_decode.vocabulary import Vocabulary, check_pair, line_ids, refuse_other
+from spec_decode.vocabulary import VocabularyContents, check_pair, line_ids, refuse_other
 from tests.bench import judge as bench
 from tests.engine.judge.engine import make_models
 from tests.support.chain_models import FOLLOWS, QUESTION, make_chain, make_tokenizer, token
@@ -131,8 +131,8 @@ def test_word_problems_of_the_benchmark_end_at_an_empty_line(target: str) -> Non
     assert result.tokens == 3 * result.answers
 
 
-def vocabulary(*tokens: str, extra: tuple[int, ...] = (), rows: int = 8) -> Vocabulary:
-    return Vocabulary("org/model", dict(enumerate(tokens)), extra, rows)
+def vocabulary(*tokens: str, extra: tuple[int, ...] = (), rows: int = 8) -> VocabularyContents:
+    return VocabularyContents("org/model", dict(enumerate(tokens)), extra, rows)
 
 
 def test_vocabularies_that_fit() -> None:
@@ -154,7 +154,7 @@ def test_vocabularies_that_fit() -> None:
         (vocabulary(*"abcdefgh", "<x>", extra=(3, 4, 5, 6, 7, 8)), "'<x>' (8)"),
     ],
 )
-def test_vocabularies_that_do_not_fit(draft: Vocabulary, says: str) -> None:
+def test_vocabularies_that_do_not_fit(draft: VocabularyContents, says: str) -> None:
     with pytest.raises(ValueError) as error:
         refuse_other(vocabulary("a", "b", "c"), draft)
     assert says in str(error.value)
@@ -169,7 +169,7 @@ def test_padding_of_gguf_files_is_no_token() -> None:
         def get_added_vocab(self) -> dict[str, int]:
             return {"<s>": 2}
 
-    found = Vocabulary.of("m", Tokenizer(), 4)
+    found = VocabularyContents.of("m", Tokenizer(), 4)
     assert set(found.extra) == {1, 2}
     assert found.tokens[3] == "[PADDED]"
 

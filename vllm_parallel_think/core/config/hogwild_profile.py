@@ -100,7 +100,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class HogwildProfile:
     """What the engine writes for the workers of a request.
 
     Attributes:
@@ -118,7 +118,7 @@ class Recipe:
     opening: Text = ()
 
 
-def parse_recipe(raw: Mapping[str, Any], source: str) -> Recipe:
+def parse_recipe(raw: Mapping[str, Any], source: str) -> HogwildProfile:
     """Check a recipe that was read from TOML.
 
     Args:
@@ -136,7 +136,7 @@ def parse_recipe(raw: Mapping[str, Any], source: str) -> Recipe:
         if not isinstance(table, Mapping):
             raise OptionError(f"{where}: the table [{key}] is missing")
         values[key] = _build(kind, table, f"{where}, [{key}]")
-    recipe = _build(Recipe, values, where)
+    recipe = _build(HogwildProfile, values, where)
     _check(recipe, where)
     return recipe
 
@@ -181,7 +181,7 @@ def _value(key: str, value: Any, where: str) -> Any:
     return value
 
 
-def _check(recipe: Recipe, where: str) -> None:
+def _check(recipe: HogwildProfile, where: str) -> None:
     workers, check, answer = recipe.workers, recipe.check, recipe.answer
     check_name(recipe.name, f"{where}: name")
     if not 1 <= workers.num_workers <= len(workers.names) <= MAX_WORKERS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ..errors import OptionError, quoted, shortened
-from .hogwild_profile import LAYOUTS, MAX_WORKERS, Layout, Recipe
+from .hogwild_profile import LAYOUTS, MAX_WORKERS, HogwildProfile, Layout
 from .profile import MAX_PATHS_LIMIT, Profile, compiled
 
 CONFIG_KEY = "parallel_think"
@@ -207,7 +207,7 @@ def is_ours(key: str) -> bool:
 def parse_request(
     extra: Mapping[str, Any] | None,
     server: ServerOptions,
-    profiles: Mapping[str, Profile | Recipe],
+    profiles: Mapping[str, Profile | HogwildProfile],
     default: str,
     judge_threshold: float | None = None,
     no_workers: str | None = None,
@@ -282,15 +282,17 @@ def _flag(values: Mapping[str, Any], key: str) -> bool:
 def _check_workers(
     values: Mapping[str, Any],
     name: str,
-    profiles: Mapping[str, Profile | Recipe],
+    profiles: Mapping[str, Profile | HogwildProfile],
     server: ServerOptions,
     no_workers: str | None,
 ) -> None:
     """Check the keys of workers, and refuse them and paths' keys where they mean nothing."""
     recipe = profiles.get(name)
-    if not isinstance(recipe, Recipe):
+    if not isinstance(recipe, HogwildProfile):
         if wrong := [key for key in HOGWILD_KEYS if key in values]:
-            fitting = [known for known, found in profiles.items() if isinstance(found, Recipe)]
+            fitting = [
+                known for known, found in profiles.items() if isinstance(found, HogwildProfile)
+            ]
             raise OptionError(
                 f"vllm_xargs.{wrong[0]} needs a profile with workers ({', '.join(fitting)}); "
                 f"got {quoted(name)}"
@@ -320,11 +322,11 @@ def _check_workers(
 
 
 def _check_at_start(
-    values: Mapping[str, Any], name: str, profiles: Mapping[str, Profile | Recipe]
+    values: Mapping[str, Any], name: str, profiles: Mapping[str, Profile | HogwildProfile]
 ) -> None:
     """Refuse keys that a profile has no use for."""
 
-    def at_start(profile: Profile | Recipe | None) -> bool:
+    def at_start(profile: Profile | HogwildProfile | None) -> bool:
         return isinstance(profile, Profile) and profile.fork.at_start
 
     if at_start(profiles.get(name)):

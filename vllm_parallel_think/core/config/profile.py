@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import OptionError, quoted, shortened
-from .hogwild_profile import MOST, Recipe, check_name, parse_recipe
+from .hogwild_profile import MOST, HogwildProfile, check_name, parse_recipe
 
 Tag = str | int
 """A tag the model writes: its text, or the id of a single special token."""
@@ -231,7 +231,7 @@ def builtin_profiles() -> tuple[str, ...]:
     return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml")))
 
 
-def load_profile(name_or_path: str) -> Profile | Recipe:
+def load_profile(name_or_path: str) -> Profile | HogwildProfile:
     """Load a built-in profile by name, or a profile file by its path (ending in ``.toml``).
 
     Raises:
@@ -257,7 +257,7 @@ def load_profile(name_or_path: str) -> Profile | Recipe:
     return parse_profile(resource.read_text("utf-8"), source=name_or_path)
 
 
-def parse_profile(text: str, source: str) -> Profile | Recipe:
+def parse_profile(text: str, source: str) -> Profile | HogwildProfile:
     """Parse a profile, or a recipe for workers, from TOML.
 
     Args:

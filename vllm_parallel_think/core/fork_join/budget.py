@@ -18,7 +18,7 @@ MIN_CONCLUSION_TOKENS = 32
 """A fork must leave the conclusion room for this many sampled tokens."""
 
 
-class Room:
+class Budget:
     """The arithmetic of one group's limits."""
 
     def __init__(self, grammar: Grammar, options: RequestOptions, limits: Limits) -> None:

@@ -20,9 +20,9 @@ from ..config.options import RequestOptions
 from ..config.profile import Forced
 from ..interface import Cause, Emission, Finish, Limits, Verdict
 from ..live import show_path
-from ..ordered_output import VisibleText
+from ..ordered_output import OrderedOutput
 from ..tally import Tally
-from .budget import Room
+from .budget import Budget
 from .outline import Draft
 from .tag_scanner import (
     BranchEnd,
@@ -61,7 +61,7 @@ class _Drafting:
     title: str = ""
 
 
-class Group(VisibleText):
+class Group(OrderedOutput):
     """One client request and everything it branched into."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Group(VisibleText):
         self._options = options
         super().__init__(limits)
         self._profile = grammar.profile
-        self._room = Room(grammar, options, limits)
+        self._room = Budget(grammar, options, limits)
         self.blocks_of = self._room.blocks_of
         self._join_mode = options.join or self._profile.join.mode
         self.num_changes = 1

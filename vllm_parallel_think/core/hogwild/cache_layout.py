@@ -49,7 +49,7 @@ class Turned:
 
 
 @dataclass
-class Team:
+class CacheLayout:
     """All runs of one group.
 
     Attributes:

@@ -4,7 +4,7 @@ To the scheduler it looks like :class:`~vllm_parallel_think.core.fork_join.group
 what was sampled and what ended, and answers with nodes that need a vLLM request and with tokens
 whose turn has come. A node is one worker's step. Nodes have no prefix of their own: what they
 see changes from step to step, and is told by
-:class:`~vllm_parallel_think.core.hogwild.cache_layout.Team`.
+:class:`~vllm_parallel_think.core.hogwild.cache_layout.CacheLayout`.
 
 Whatever depends on the order in which the engine reports its rows waits for :meth:`settle`, at the
 end of the engine's step: so the same tokens come out whatever the batch.
@@ -22,17 +22,17 @@ from ..config.hogwild_profile import Layout
 from ..config.options import RequestOptions
 from ..interface import Cause, Finish, Limits, Verdict
 from ..live import show_path
-from ..ordered_output import VisibleText
+from ..ordered_output import OrderedOutput
 from .cache_layout import ANSWER, OTHERS, OWN
-from .prompts import Script
-from .writer import Worker
+from .prompts import HogwildPrompts
+from .writer import Writer
 
 
-class HogwildGroup(VisibleText):
+class HogwildGroup(OrderedOutput):
     """One client request and its workers."""
 
     def __init__(
-        self, prompt: Sequence[int], script: Script, options: RequestOptions, limits: Limits
+        self, prompt: Sequence[int], script: HogwildPrompts, options: RequestOptions, limits: Limits
     ) -> None:
         recipe = script.recipe
         super().__init__(limits)
@@ -54,7 +54,7 @@ class HogwildGroup(VisibleText):
         self._found: Finish | None = None
         """How the answer ends, once a worker has found it."""
         self.roles: dict[Node, int] = {}
-        self.workers: list[Worker] = []
+        self.workers: list[Writer] = []
         self._num_nodes = 0
         self._num_reused = 0
         self._num_seen = self._num_checked = 0
@@ -154,7 +154,7 @@ class HogwildGroup(VisibleText):
             self._conclude()
         self._over = self._over or self._is_full()
 
-    def _take_step(self, worker: Worker) -> bool:
+    def _take_step(self, worker: Writer) -> bool:
         """Make an ended step history; return whether it holds the answer."""
         node, cause = worker.node, worker.ended
         if node.tokens:
@@ -181,7 +181,7 @@ class HogwildGroup(VisibleText):
         carried = sum(worker.carry is not None for worker in self.workers)
         return carried + self._num_settled
 
-    def _stop_all(self, winner: Worker) -> None:
+    def _stop_all(self, winner: Writer) -> None:
         """A worker has answered: what the others have not finished is of no more use."""
         for other in self.workers:
             other.stopped = True
@@ -193,7 +193,7 @@ class HogwildGroup(VisibleText):
         is_last = winner.ended is Cause.STOP_TOKEN and self._order[-1] is winner.node
         self._found = Finish("stop", winner.stop_reason, apart=not is_last)
 
-    def _lacks(self, worker: Worker, wrote: list[Worker]) -> list[int]:
+    def _lacks(self, worker: Writer, wrote: list[Writer]) -> list[int]:
         """Return what must still follow a step that has just ended, before anything else does."""
         given = []
         if worker.is_open(self._script) and self._is_followed(worker, wrote):
@@ -202,11 +202,11 @@ class HogwildGroup(VisibleText):
             given = [worker.carry, *given]
         return given
 
-    def _is_followed(self, worker: Worker, wrote: list[Worker]) -> bool:
+    def _is_followed(self, worker: Writer, wrote: list[Writer]) -> bool:
         """Whether another step comes behind one in the text, as far as one can know."""
         return worker is not wrote[-1] or not all(other.stopped for other in self.workers)
 
-    def _close_step(self, worker: Worker, given: list[int]) -> None:
+    def _close_step(self, worker: Writer, given: list[int]) -> None:
         """Compute what a step lacks, right behind it in the text and in the history."""
         step = worker.node
         node = self._add_node(Kind.CLOSE, worker.lane, worker.number, given, num_hidden=0)
@@ -216,7 +216,7 @@ class HogwildGroup(VisibleText):
         self._num_tokens += len(given)
         self._put(node, _behind(self._order, step))
 
-    def _take_close(self, worker: Worker) -> None:
+    def _take_close(self, worker: Writer) -> None:
         node, step = worker.lane.nodes[-1], worker.lane.nodes[-2]
         place = _behind(self.history, step)
         self.history.insert(place, node)
@@ -233,7 +233,7 @@ class HogwildGroup(VisibleText):
         else:
             self.finish = self._found
 
-    def _complete(self, worker: Worker) -> None:
+    def _complete(self, worker: Writer) -> None:
         if not worker.lane.complete:
             worker.lane.complete = True
             worker.lane.completed_at = self._limits.clock()
@@ -417,11 +417,11 @@ class HogwildGroup(VisibleText):
             name = self._script.recipe.workers.names[number]
             lane = Lane(depth=1, room=0, forks_left=0, fork=fork, name=name)
             fork.lanes.append(lane)
-            worker = Worker(number, lane, self._script.vocabulary)
+            worker = Writer(number, lane, self._script.vocabulary)
             self.workers.append(worker)
             self._start_step(worker)
 
-    def _start_step(self, worker: Worker) -> None:
+    def _start_step(self, worker: Writer) -> None:
         carry = [] if worker.carry is None else [worker.carry]
         prefix = self._script.step(worker.number, worker.num_steps + 1)
         asks = bool(self._check_every and worker.num_steps)

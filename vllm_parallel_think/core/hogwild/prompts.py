@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config.hogwild_profile import Recipe, Text
+from ..config.hogwild_profile import HogwildProfile, Text
 from ..errors import OptionError, quoted
 from ..fork_join.tag_scanner import Vocabulary
 
 BLANK_LINE = "\n\n"
 
 
-class Script:
+class HogwildPrompts:
     """Tokens that the engine writes for workers, and what it reads in theirs."""
 
-    def __init__(self, recipe: Recipe, vocabulary: Vocabulary) -> None:
+    def __init__(self, recipe: HogwildProfile, vocabulary: Vocabulary) -> None:
         self.recipe = recipe
         self.vocabulary = vocabulary
         self.others = self._tokens(recipe.workers.others)
@@ -35,7 +35,7 @@ class Script:
         self.ends = frozenset(self._single_tokens(recipe.workers.end))
 
     @property
-    def profile(self) -> Recipe:
+    def profile(self) -> HogwildProfile:
         """Return the recipe, under the name that grammars have for theirs."""
         return self.recipe
 

@@ -9,7 +9,7 @@ from ..branch_graph import Lane, Node
 from ..characters import Characters
 from ..fork_join.tag_scanner import Vocabulary
 from ..interface import Cause
-from .prompts import Script
+from .prompts import HogwildPrompts
 from .step_boundary import StepText
 
 ANSWERS = ("yes", "no")
@@ -19,7 +19,7 @@ CHECK_TOKENS = 8
 """Sampled tokens in which a check's answer is looked for."""
 
 
-class Worker:
+class Writer:
     """One worker: its lane, and what the group must know of the step it is writing."""
 
     def __init__(self, number: int, lane: Lane, vocabulary: Vocabulary) -> None:
@@ -65,7 +65,7 @@ class Worker:
         self._marks, self.has_mark = tuple(marks), False
         self.finished = False
 
-    def reads(self, token: int, script: Script, checks: Counter[str]) -> bool:
+    def reads(self, token: int, script: HogwildPrompts, checks: Counter[str]) -> bool:
         """Read a sampled token; return whether it ends the step.
 
         Args:
@@ -90,12 +90,12 @@ class Worker:
         """Whether it may sample no more, and no character is cut by that."""
         return self.num_sampled >= budget and self.characters.whole
 
-    def is_open(self, script: Script) -> bool:
+    def is_open(self, script: HogwildPrompts) -> bool:
         """Whether what follows the step's text would be glued to it."""
         closed = self.finished or self._text.endswith(script.close_text)
         return bool(script.close) and not closed
 
-    def _look_for_marks(self, piece: str, script: Script) -> None:
+    def _look_for_marks(self, piece: str, script: HogwildPrompts) -> None:
         text = self._text + piece
         self.has_mark = self.has_mark or any(mark in text for mark in self._marks)
         longest = max(map(len, (*self._marks, script.close_text)))

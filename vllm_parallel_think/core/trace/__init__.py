@@ -16,14 +16,14 @@ a budget ran out (it counts as generated), and end-of-sequence tokens (they are 
 from .answer import Trace, trace
 from .errors import GrammarError
 from .pieces import PIECE_RULE, PieceVocabulary
-from .replay import Branch
+from .replay import ReplayedBranch
 from .report import render, render_json
 
 __all__ = [
     "PIECE_RULE",
-    "Branch",
     "GrammarError",
     "PieceVocabulary",
+    "ReplayedBranch",
     "Trace",
     "render",
     "render_json",

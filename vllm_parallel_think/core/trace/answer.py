@@ -12,7 +12,7 @@ from .errors import GrammarError
 from .pieces import PieceVocabulary
 from .points import read_points
 from .reader import Reader
-from .replay import Branch, Replay
+from .replay import Replay, ReplayedBranch
 from .steps import Step
 from .wording import for_reading
 
@@ -29,7 +29,7 @@ class Trace:
 
     """
 
-    branches: tuple[Branch, ...]
+    branches: tuple[ReplayedBranch, ...]
     summary: dict[str, Any]
     num_sequential: int
     notes: tuple[str, ...]

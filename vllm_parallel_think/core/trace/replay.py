@@ -17,7 +17,7 @@ from .wording import PLENTY
 
 
 @dataclass(frozen=True)
-class Branch:
+class ReplayedBranch:
     """One line of a trace: what a lane wrote up to its next fork or its end.
 
     Attributes:
@@ -56,7 +56,7 @@ class Replay:
         self._names: dict[Lane, str] = {}
         self._texts: dict[Node, str] = {}
 
-    def run(self) -> list[Branch]:
+    def run(self) -> list[ReplayedBranch]:
         """Play the trunk and everything inside it; return the branches in visible order."""
         self._settle()
         self._play(self._steps, self.group.trunk)
@@ -121,7 +121,7 @@ class Replay:
                     started.append(node)
         return started
 
-    def _branches(self) -> Iterator[Branch]:
+    def _branches(self) -> Iterator[ReplayedBranch]:
         nodes = [node for node in self.group.nodes if node.state is State.DONE]
         while nodes:
             node, last = nodes.pop(0), None
@@ -129,7 +129,7 @@ class Replay:
             while nodes and nodes[0].kind is Kind.CLOSE:
                 run.append(last := nodes.pop(0))
             label = f"path {self._names[node.lane]}" if node.kind is Kind.PATH else node.kind.value
-            yield Branch(
+            yield ReplayedBranch(
                 label=label,
                 depth=node.depth,
                 num_generated=sum(part.num_sampled for part in run),

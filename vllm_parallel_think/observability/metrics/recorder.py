@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from .instruments import ANSWERS, FALLBACKS, JUDGED, OUTCOMES, Instruments
 
 if TYPE_CHECKING:
-    from ...scheduler.group_table import Family
+    from ...scheduler.group_table import GroupState
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Recorder:
     def __init__(self, instruments: Instruments, engine: str) -> None:
         self._made = instruments
         self._engine = engine
-        self._seen: WeakKeyDictionary[Family, _Seen] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[GroupState, _Seen] = WeakKeyDictionary()
         self._profiles: set[str] = set()
 
     def introduce(
@@ -73,15 +73,15 @@ class Recorder:
             instrument.at(engine)
         self.load(Load(0, 0, 0, 0))
 
-    def started(self, family: Family) -> None:
+    def started(self, family: GroupState) -> None:
         """Take note of a request that may branch."""
         self._show(family.group.summary()["profile"])
 
-    def changed(self, family: Family) -> None:
+    def changed(self, family: GroupState) -> None:
         """Count what is new of a family."""
         self._count(family, family.group.summary())
 
-    def ended(self, family: Family, outcome: str) -> None:
+    def ended(self, family: GroupState, outcome: str) -> None:
         """Count the last of a family, and how it ended."""
         summary = family.group.summary()
         self._count(family, summary)
@@ -124,7 +124,7 @@ class Recorder:
             "reused_kv_tokens": made.reused,
         }
 
-    def _count(self, family: Family, summary: dict[str, Any]) -> None:
+    def _count(self, family: GroupState, summary: dict[str, Any]) -> None:
         seen = self._seen.get(family)
         if seen is None:
             seen = self._seen[family] = _Seen()

@@ -21,7 +21,7 @@ from ..metrics.folders import is_alive
 from ..metrics.outage import Outage
 
 if TYPE_CHECKING:
-    from ...scheduler.group_table import Family
+    from ...scheduler.group_table import GroupState
 
 logger = logging.getLogger("vllm.parallel_think")
 
@@ -47,11 +47,11 @@ class TimelineWriter:
         self._offset = time.time() - time.monotonic()
         self._outage = Outage()
 
-    def ended(self, family: Family, outcome: str) -> None:
+    def ended(self, family: GroupState, outcome: str) -> None:
         """Keep a request that came to its end."""
         self._ended.appendleft(self._text(family, outcome))
 
-    def write(self, families: Iterable[Family]) -> None:
+    def write(self, families: Iterable[GroupState]) -> None:
         """Replace the file by how things stand; a full disk is tried again later."""
         if not self._outage.due():
             return
@@ -80,7 +80,7 @@ class TimelineWriter:
             partly.unlink(missing_ok=True)  # what did fit of it would take the room from others
             raise
 
-    def _text(self, family: Family, outcome: str | None) -> str:
+    def _text(self, family: GroupState, outcome: str | None) -> str:
         summary = family.group.summary()
         parts = segments(family.group)
         shown = []
