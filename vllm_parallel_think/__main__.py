@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import __version__
 from .core.config.hogwild_profile import HogwildProfile
-from .core.config.profile import builtin_profiles, load_profile
+from .core.config.loading import builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
 from .core.fork_join.tag_scanner import Vocabulary
 from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace

@@ -15,7 +15,7 @@ from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from .attention.thought_embeddings import check_file, shape_of
 from .core.config.hogwild_profile import HogwildProfile
-from .core.config.options import FLAG, ServerOptions
+from .core.config.server_options import FLAG, ServerOptions
 from .core.errors import OptionError
 from .frontend import request_validation, response_summary, tokenwise
 from .judge import settings as judge_settings

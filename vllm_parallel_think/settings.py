@@ -8,8 +8,9 @@ from typing import Any
 from vllm.config import VllmConfig
 
 from .core.config.hogwild_profile import HogwildProfile
-from .core.config.options import CONFIG_KEY, ServerOptions
-from .core.config.profile import Profile, builtin_profiles, load_profile
+from .core.config.loading import builtin_profiles, load_profile
+from .core.config.profile import Profile
+from .core.config.server_options import CONFIG_KEY, ServerOptions
 from .core.errors import OptionError, quoted
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.bench.engine import make_llm
-from vllm_parallel_think.core.config.profile import Profile, load_profile
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.profile import Profile
 
 QUESTIONS = (
     "Hello!",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_parallel_think.core.config.options import REQUEST_KEYS, ServerOptions
+from vllm_parallel_think.core.config.request_options import REQUEST_KEYS
+from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.fork_join import group
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,7 +27,7 @@ import httpx
 from deploy.local import smollm2
 from tests.support.scrape import Scrape, growth
 from tests.support.server import ENDLESS, MODEL_NAME, SHORT_STEPS, Server, outline_of, wait_until
-from vllm_parallel_think.core.config.profile import builtin_profiles
+from vllm_parallel_think.core.config.loading import builtin_profiles
 
 BLOCKS = 60
 """Of 32 tokens: a family alone fits, two or three do not."""

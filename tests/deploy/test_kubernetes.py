@@ -37,7 +37,7 @@ from tests.deploy.chart import (
     render,
 )
 from tests.deploy.prometheus import ROOT
-from vllm_parallel_think.core.config.options import ServerOptions
+from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.errors import OptionError
 
 KUBERNETES_VERSIONS = ("1.30", "1.37")

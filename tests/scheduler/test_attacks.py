@@ -222,7 +222,7 @@ def test_titles_of_characters_that_span_tokens(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from vllm_parallel_think.core.config.profile import load_profile
+    from vllm_parallel_think.core.config.loading import load_profile
     from vllm_parallel_think.core.fork_join.tag_scanner import ForkSeen, Grammar
     from vllm_parallel_think.tokenizer import TokenizerVocabulary
 

@@ -18,8 +18,8 @@ from tests.scheduler.test_attacks import MODES
 from tests.scheduler.test_schedules import simulate
 from tests.support.tiny import EOS, VOCAB_SIZE, IdGrammar
 from vllm_parallel_think.core.branch_graph import Fork, Kind, Lane, Node, State
-from vllm_parallel_think.core.config.options import ServerOptions
-from vllm_parallel_think.core.config.profile import load_profile
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.frontend import request_validation
 from vllm_parallel_think.scheduler.branch_request import branch_params

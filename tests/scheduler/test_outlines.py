@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support.tiny import EOS, IdGrammar
-from vllm_parallel_think.core.config.profile import Profile, load_profile
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.fork_join.tag_scanner import Grammar
 
 FIRST_ID = 10

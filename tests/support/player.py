@@ -8,8 +8,9 @@ from typing import Any
 
 from tests.support.vocabularies import Pieces, tags
 from vllm_parallel_think.core.branch_graph import Kind, Node, State
-from vllm_parallel_think.core.config.options import RequestOptions
-from vllm_parallel_think.core.config.profile import Profile, load_profile
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.profile import Profile
+from vllm_parallel_think.core.config.request_options import RequestOptions
 from vllm_parallel_think.core.fork_join.group import Group
 from vllm_parallel_think.core.fork_join.tag_scanner import Grammar
 from vllm_parallel_think.core.interface import Cause, Chunk, Emission, Finish, Limits, Verdict

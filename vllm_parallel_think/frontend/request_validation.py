@@ -16,7 +16,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 
 from ..compat.patching import patch
-from ..core.config.options import RequestOptions, parse_request
+from ..core.config.request_options import RequestOptions, parse_request
 from ..core.errors import OptionError
 from ..observability.metrics import refused_requests
 from ..settings import Settings

@@ -21,7 +21,8 @@ from vllm.v1.engine.output_processor import RequestState
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from ..compat.patching import patch
-from ..core.config.options import CONFIG_KEY, LIVE_KEY
+from ..core.config.request_options import LIVE_KEY
+from ..core.config.server_options import CONFIG_KEY
 
 Summary = dict[str, Any]
 

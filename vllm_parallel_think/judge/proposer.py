@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 
 from spec_decode.sibling_ngrams import SiblingTexts, continuation
 
-from ..core.config.options import GROUP_KEY
+from ..core.config.request_options import GROUP_KEY
 from ..core.errors import OptionError
 from ..settings import raw_options
 

@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from ..core.branch_graph import Kind, Node, State
-from ..core.config.options import GROUP_KEY, JUDGE_KEYS
+from ..core.config.request_options import GROUP_KEY, JUDGE_KEYS
 from ..core.errors import OptionError
 
 _COMPUTED = {"max_tokens": 1, "min_tokens": 0, "logprobs": None, "logprob_token_ids": None}

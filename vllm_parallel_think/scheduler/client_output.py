@@ -11,7 +11,7 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
 from ..core.branch_graph import Node
-from ..core.config.options import CONFIG_KEY
+from ..core.config.server_options import CONFIG_KEY
 from ..core.interface import Chunk, Emission, Finish
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}

@@ -26,8 +26,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from ..core.branch_graph import Kind, Node, State
 from ..core.config.hogwild_profile import HogwildProfile
-from ..core.config.options import CONFIG_KEY, LIVE_KEY, parse_request
-from ..core.config.profile import builtin_profiles
+from ..core.config.loading import builtin_profiles
+from ..core.config.request_options import LIVE_KEY, parse_request
+from ..core.config.server_options import CONFIG_KEY
 from ..core.errors import OptionError, short_id
 from ..core.fork_join.group import Group
 from ..core.fork_join.tag_scanner import Grammar

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.player import EOS, Player
-from vllm_parallel_think.core.config.profile import load_profile
+from vllm_parallel_think.core.config.loading import load_profile
 from vllm_parallel_think.core.interface import Finish
 from vllm_parallel_think.core.trace import GrammarError, trace
 

@@ -10,7 +10,8 @@ from tests.support.player import EOS, STOP, Player
 from tests.support.samples import DEEP, MULTIVERSE, NESTED, OUTLINE_TOY, R1_TOY, TOY, TOYS, VISIBLE
 from tests.support.vocabularies import ALL, Pieces, chars, odd
 from vllm_parallel_think.core.branch_graph import Kind, State
-from vllm_parallel_think.core.config.profile import Profile, load_profile
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.interface import Cause, Finish, Verdict
 
 TOY_TEXT = Player("multiverse", TOY).run().text

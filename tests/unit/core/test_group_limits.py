@@ -24,7 +24,7 @@ from tests.support.samples import (
 )
 from tests.support.vocabularies import ALL, tags
 from vllm_parallel_think.core.branch_graph import Kind, State
-from vllm_parallel_think.core.config.profile import load_profile
+from vllm_parallel_think.core.config.loading import load_profile
 from vllm_parallel_think.core.fork_join.budget import MIN_CONCLUSION_TOKENS, MIN_PATH_TOKENS
 from vllm_parallel_think.core.interface import Finish
 

@@ -18,7 +18,8 @@ from tests.support.samples import (
     VISIBLE,
 )
 from vllm_parallel_think.core.branch_graph import Kind
-from vllm_parallel_think.core.config.profile import Profile, load_profile
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.profile import Profile
 
 
 def pairs(text: str) -> list[tuple[str, int]]:

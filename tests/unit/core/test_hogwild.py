@@ -12,8 +12,9 @@ from tests.support.vocabularies import Bytes, chars
 from vllm_parallel_think.core.branch_graph import Kind, State
 from vllm_parallel_think.core.config import hogwild_profile as recipe_module
 from vllm_parallel_think.core.config.hogwild_profile import Check, Ending, HogwildProfile, Workers
-from vllm_parallel_think.core.config.options import RequestOptions, ServerOptions, parse_request
-from vllm_parallel_think.core.config.profile import load_profile, parse_profile
+from vllm_parallel_think.core.config.loading import load_profile, parse_profile
+from vllm_parallel_think.core.config.request_options import RequestOptions, parse_request
+from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.hogwild.cache_layout import ANSWER, OTHERS, OWN, CacheLayout, Run
 from vllm_parallel_think.core.hogwild.group import HogwildGroup

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_parallel_think.core.config.options import (
+from vllm_parallel_think.core.config.loading import load_profile
+from vllm_parallel_think.core.config.request_options import (
     REQUEST_KEYS,
     RequestOptions,
-    ServerOptions,
     parse_request,
 )
-from vllm_parallel_think.core.config.profile import load_profile
+from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.errors import OptionError
 
 PROFILES = {name: load_profile(name) for name in ("multiverse", "npr", "parathinker")}

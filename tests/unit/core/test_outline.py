@@ -9,7 +9,7 @@ import pytest
 from tests.support.player import EOS, Player
 from tests.support.vocabularies import ALL, Pieces, chars, tags
 from vllm_parallel_think.core.branch_graph import Kind
-from vllm_parallel_think.core.config.profile import load_profile, parse_profile
+from vllm_parallel_think.core.config.loading import load_profile, parse_profile
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.interface import Finish
 from vllm_parallel_think.core.trace import GrammarError, trace

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_parallel_think.core.config import profile as profile_module
+from vllm_parallel_think.core.config import loading as profile_module
+from vllm_parallel_think.core.config.loading import builtin_profiles, load_profile, parse_profile
 from vllm_parallel_think.core.config.profile import (
     ForkRule,
     JoinRule,
@@ -18,9 +19,6 @@ from vllm_parallel_think.core.config.profile import (
     PathRule,
     Profile,
     StartRule,
-    builtin_profiles,
-    load_profile,
-    parse_profile,
 )
 from vllm_parallel_think.core.errors import OptionError
 

@@ -16,7 +16,8 @@ from tests.unit.core.test_group_limits import RANDOM, paths, write
 from tests.unit.core.test_group_positions import TEXTS
 from vllm_parallel_think.__main__ import main
 from vllm_parallel_think.core.branch_graph import Kind
-from vllm_parallel_think.core.config.profile import Profile, load_profile, parse_profile
+from vllm_parallel_think.core.config.loading import load_profile, parse_profile
+from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.trace import GrammarError, PieceVocabulary, Trace, trace
 

@@ -9,7 +9,8 @@ import pytest
 from tests.support.player import Player
 from tests.support.samples import MULTIVERSE, NESTED, NPR, THREADS, VISIBLE
 from tests.support.vocabularies import ALL
-from vllm_parallel_think.core.config.profile import Profile, builtin_profiles, load_profile
+from vllm_parallel_think.core.config.loading import builtin_profiles, load_profile
+from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.trace import trace
 from vllm_parallel_think.core.trace.tags import Tags
 

@@ -11,7 +11,7 @@ from tests.support.samples import VISIBLE
 from tests.support.vocabularies import Bytes
 from vllm_parallel_think.core.branch_graph import Kind
 from vllm_parallel_think.core.characters import MAX_REST, Characters
-from vllm_parallel_think.core.config.profile import load_profile, parse_profile
+from vllm_parallel_think.core.config.loading import load_profile, parse_profile
 from vllm_parallel_think.core.fork_join.tag_scanner import ForkSeen, Grammar
 from vllm_parallel_think.core.interface import Finish
 

@@ -15,7 +15,8 @@ from spec_decode.judge_head import JudgeHead, save_head
 from spec_decode.rules import FLy, Judge, TopNDelta
 from vllm_parallel_think.compat import expand_batch_to_tokens
 from vllm_parallel_think.core.branch_graph import Kind, State
-from vllm_parallel_think.core.config.options import ServerOptions, parse_request
+from vllm_parallel_think.core.config.request_options import parse_request
+from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.judge.protected_tokens import StopStrings, protected_tokens
 from vllm_parallel_think.judge.request_settings import JudgeRequestTable

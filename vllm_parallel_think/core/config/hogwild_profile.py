@@ -1,8 +1,8 @@
-"""Recipes: one data file per way of letting workers think side by side.
+"""Hogwild profiles: one data file per way of letting workers think side by side.
 
-A recipe holds every word that the engine writes for the workers: rules, headers, names, the start
-of a step, the redundancy check, the text that forces an answer. Recipes are TOML files read at
-server start, told from other profiles by their table ``[workers]``; a client can only name one.
+Such a profile holds every word that the engine writes for the workers: rules, headers, names, the
+start of a step, the redundancy check, the text that forces an answer. Its table ``[workers]`` sets
+it apart from other profiles; a client can only name one.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class HogwildProfile:
     opening: Text = ()
 
 
-def parse_recipe(raw: Mapping[str, Any], source: str) -> HogwildProfile:
-    """Check a recipe that was read from TOML.
+def parse_hogwild_profile(raw: Mapping[str, Any], source: str) -> HogwildProfile:
+    """Check a profile for workers that was read from TOML.
 
     Args:
         raw: The file's tables.
@@ -136,9 +136,9 @@ def parse_recipe(raw: Mapping[str, Any], source: str) -> HogwildProfile:
         if not isinstance(table, Mapping):
             raise OptionError(f"{where}: the table [{key}] is missing")
         values[key] = _build(kind, table, f"{where}, [{key}]")
-    recipe = _build(HogwildProfile, values, where)
-    _check(recipe, where)
-    return recipe
+    profile = _build(HogwildProfile, values, where)
+    _check(profile, where)
+    return profile
 
 
 _TEXTS = {"opening", "step", "others", "own", "end", "close", "text", "found", "forced"}
@@ -181,9 +181,9 @@ def _value(key: str, value: Any, where: str) -> Any:
     return value
 
 
-def _check(recipe: HogwildProfile, where: str) -> None:
-    workers, check, answer = recipe.workers, recipe.check, recipe.answer
-    check_name(recipe.name, f"{where}: name")
+def _check(profile: HogwildProfile, where: str) -> None:
+    workers, check, answer = profile.workers, profile.check, profile.answer
+    check_name(profile.name, f"{where}: name")
     if not 1 <= workers.num_workers <= len(workers.names) <= MAX_WORKERS:
         raise OptionError(
             f"{where}, [workers]: names must list between num_workers "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..branch_graph import Kind, Lane, Node
 from ..characters import MAX_REST
-from ..config.options import RequestOptions
+from ..config.request_options import RequestOptions
 from ..interface import Limits
 from .outline import CLOSE_FENCE
 from .tag_scanner import Grammar, PathName

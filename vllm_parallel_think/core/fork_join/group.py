@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from ..branch_graph import Fork, Kind, Lane, Node, State
 from ..characters import Characters
-from ..config.options import RequestOptions
 from ..config.profile import Forced
+from ..config.request_options import RequestOptions
 from ..interface import Cause, Emission, Finish, Limits, Verdict
 from ..live import show_path
 from ..ordered_output import OrderedOutput

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ..branch_graph import Fork, Kind, Lane, Node, State
 from ..characters import MAX_REST, Characters
 from ..config.hogwild_profile import Layout
-from ..config.options import RequestOptions
+from ..config.request_options import RequestOptions
 from ..interface import Cause, Finish, Limits, Verdict
 from ..live import show_path
 from ..ordered_output import OrderedOutput

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config.options import MAX_PATHS_LIMIT
-from ..config.profile import Profile
+from ..config.profile import MAX_PATHS_LIMIT, Profile
 from ..fork_join.tag_scanner import BranchEnd, ForkSeen, Grammar, PathName, Scanner
 from .cursor import Cursor
 from .heads import Heads

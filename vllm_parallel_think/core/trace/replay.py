@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..branch_graph import Kind, Lane, Node, State
 from ..characters import Characters
-from ..config.options import RequestOptions
 from ..config.profile import Profile
+from ..config.request_options import RequestOptions
 from ..fork_join.group import Group
 from ..fork_join.tag_scanner import BranchEnd, Event, ForkSeen, Grammar, Scanner, Vocabulary
 from ..interface import Cause, Limits, Verdict

@@ -1,113 +1,19 @@
-"""Server options (``--additional-config``) and request options (``vllm_xargs``)."""
+"""Request options: the keys of one request's ``vllm_xargs``."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import OptionError, quoted, shortened
 from .hogwild_profile import LAYOUTS, MAX_WORKERS, HogwildProfile, Layout
-from .profile import MAX_PATHS_LIMIT, Profile, compiled
+from .profile import Profile
+from .server_options import ServerOptions, check_number
 
-CONFIG_KEY = "parallel_think"
 LIVE_KEY = "parallel_think_live"
 """Beside the summary: where every path stands, for clients that asked to see it."""
-FLAG = "--additional-config '{\"parallel_think\": {...}}'"
-
-MAX_DEPTH_LIMIT = 8
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """The server's settings, all of them keys of ``parallel_think`` in ``--additional-config``.
-
-    Attributes:
-        profile: Built-in profile, or path of a ``.toml`` file, for requests that name none;
-            ``off`` leaves requests alone unless they name one.
-        profiles: Further profile files that requests may name.
-        max_paths: Most paths one fork may have (2-64).
-        max_depth: Deepest nesting of forks (1-8).
-        max_forks: Most forks in one request.
-        max_total_tokens: Most visible tokens of one request, whatever its ``max_tokens``;
-            ``None`` leaves that to ``max_tokens``.
-        held_kv_fraction: Share of the KV pool that groups may hold; beyond it a request that wants
-            to fork goes on sequentially (0-1].
-        thought_embeddings: A ``.safetensors`` file with ParaThinker's thought embeddings for this
-            model, for profiles whose paths have ``num_tags``; ``None`` for none.
-        vote_pattern: Regular expression that finds the final answer of a text for ``pt_vote`` (its
-            first group, its last match), in front of ``\\boxed{}`` and the last number. It sees the
-            last 4096 characters of a text; an expression that takes exponential time on those (as
-            nested repetitions do) would stop the engine.
-        block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots
-            where branches start. ``None`` picks one that fits the attention backend.
-        judge: Rule that verifies draft tokens, with its parameters; ``None`` for vLLM's own test
-            alone. What is in it is checked where the model is known.
-
-    """
-
-    profile: str = "multiverse"
-    profiles: tuple[str, ...] = ()
-    max_paths: int = 8
-    max_depth: int = 2
-    max_forks: int = 64
-    max_total_tokens: int | None = None
-    held_kv_fraction: float = 0.9
-    thought_embeddings: str | None = None
-    vote_pattern: str | None = None
-    block_size: int | None = None
-    judge: Mapping[str, Any] | None = None
-
-    @classmethod
-    def parse(cls, raw: object) -> ServerOptions:
-        """Check the server's settings.
-
-        Raises:
-            OptionError: Names the key, the value and what is allowed.
-
-        """
-        if not isinstance(raw, Mapping):
-            raise OptionError(f"{FLAG}: expected an object, got {quoted(raw)}")
-        allowed = [f.name for f in fields(cls)]
-        if unknown := sorted(set(raw) - set(allowed)):
-            raise OptionError(
-                f"{FLAG}: unknown key {quoted(unknown[0])}; allowed: {', '.join(allowed)}"
-            )
-        values = dict(raw)
-        if not isinstance(values.get("profile", ""), str):
-            raise OptionError(f"{FLAG}: profile must be a name, got {quoted(values['profile'])}")
-        extra = values.get("profiles", ())
-        if not isinstance(extra, (list, tuple)) or not all(isinstance(p, str) for p in extra):
-            raise OptionError(
-                f"{FLAG}: profiles must be a list of .toml paths, got {quoted(extra)}"
-            )
-        values["profiles"] = tuple(extra)
-        _number(values, "max_paths", 2, MAX_PATHS_LIMIT, FLAG)
-        _number(values, "max_depth", 1, MAX_DEPTH_LIMIT, FLAG)
-        _number(values, "max_forks", 1, 1_000_000, FLAG)
-        _number(values, "max_total_tokens", 1, 2**31, FLAG, optional=True)
-        _number(values, "block_size", 1, 1024, FLAG, optional=True)
-        thoughts = values.get("thought_embeddings")
-        if thoughts is not None and not isinstance(thoughts, str):
-            raise OptionError(f"{FLAG}: thought_embeddings must be a path, got {quoted(thoughts)}")
-        pattern = values.get("vote_pattern")
-        if pattern is not None:
-            compiled(pattern, f"{FLAG}: vote_pattern")
-        fraction = values.get("held_kv_fraction", 0.9)
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-            raise OptionError(f"{FLAG}: held_kv_fraction must be a number, got {quoted(fraction)}")
-        if not 0 < fraction <= 1:
-            raise OptionError(
-                f"{FLAG}: held_kv_fraction must be above 0 and at most 1, got {quoted(fraction)}"
-            )
-        judge = values.get("judge")
-        if judge is not None and not isinstance(judge, Mapping):
-            raise OptionError(
-                f"{FLAG}: judge must be an object such as "
-                f'{{"rule": "judge", "weights": "judge.safetensors"}}, got {quoted(judge)}'
-            )
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -240,17 +146,17 @@ def parse_request(
         )
     where = "vllm_xargs"
     _check_workers(values, name, profiles, server, no_workers)
-    _number(values, "pt_max_paths", 1, server.max_paths, where)
-    _number(values, "pt_max_depth", 0, server.max_depth, where)
-    _number(values, "pt_path_tokens", 1, 2**31, where)
-    _number(values, "pt_critical_tokens", 1, 2**31, where)
+    check_number(values, "pt_max_paths", 1, server.max_paths, where)
+    check_number(values, "pt_max_depth", 0, server.max_depth, where)
+    check_number(values, "pt_path_tokens", 1, 2**31, where)
+    check_number(values, "pt_critical_tokens", 1, 2**31, where)
     join = values.get("pt_join")
     if join not in (None, "kv", "reprefill"):
         raise OptionError(f"vllm_xargs.pt_join must be kv or reprefill; got {quoted(join)}")
     live, votes = _flag(values, "pt_live"), _flag(values, "pt_vote")
     _check_at_start(values, name, profiles)
-    _number(values, "pt_num_paths", 1, server.max_paths, where)
-    _number(values, "pt_summary_tokens", 1, 2**31, where)
+    check_number(values, "pt_num_paths", 1, server.max_paths, where)
+    check_number(values, "pt_summary_tokens", 1, 2**31, where)
     _check_judge(values, server, judge_threshold)
     return RequestOptions(
         profile=None if name == "off" else name,
@@ -287,8 +193,8 @@ def _check_workers(
     no_workers: str | None,
 ) -> None:
     """Check the keys of workers, and refuse them and paths' keys where they mean nothing."""
-    recipe = profiles.get(name)
-    if not isinstance(recipe, HogwildProfile):
+    profile = profiles.get(name)
+    if not isinstance(profile, HogwildProfile):
         if wrong := [key for key in HOGWILD_KEYS if key in values]:
             fitting = [
                 known for known, found in profiles.items() if isinstance(found, HogwildProfile)
@@ -305,15 +211,15 @@ def _check_workers(
             f"vllm_xargs.{wrong[0]} means nothing to the workers of {quoted(name)}; allowed beside "
             f"it: {', '.join(HOGWILD_KEYS)}"
         )
-    most = min(MAX_WORKERS, server.max_paths, len(recipe.workers.names))
-    _number(values, "pt_num_workers", 2, most, "vllm_xargs")
-    if values.get("pt_num_workers", recipe.workers.num_workers) > most:
+    most = min(MAX_WORKERS, server.max_paths, len(profile.workers.names))
+    check_number(values, "pt_num_workers", 2, most, "vllm_xargs")
+    if values.get("pt_num_workers", profile.workers.num_workers) > most:
         raise OptionError(
-            f"vllm_xargs.pt_num_workers: {quoted(name)} has {recipe.workers.num_workers} workers, "
+            f"vllm_xargs.pt_num_workers: {quoted(name)} has {profile.workers.num_workers} workers, "
             f"this server allows {most} (max_paths); send fewer"
         )
-    _number(values, "pt_check_every", 0, 2**31, "vllm_xargs")
-    _number(values, "pt_worker_tokens", 1, 2**31, "vllm_xargs")
+    check_number(values, "pt_check_every", 0, 2**31, "vllm_xargs")
+    check_number(values, "pt_worker_tokens", 1, 2**31, "vllm_xargs")
     layout = values.get("pt_layout", LAYOUTS[0])
     if layout not in LAYOUTS:
         raise OptionError(
@@ -381,15 +287,3 @@ def _check_judge(
             f"vllm_xargs.pt_judge_threshold must be a number between {low} (the server's) and 1; "
             f"got {quoted(value)}"
         )
-
-
-def _number(
-    values: Mapping[str, Any], key: str, low: int, high: int, where: str, optional: bool = False
-) -> None:
-    value = values.get(key)
-    if value is None and (optional or key not in values):
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        upper = f" and {high}" if high < 2**31 else ""
-        span = f"between {low}{upper}" if upper else f"of at least {low}"
-        raise OptionError(f"{where}: {key} must be a whole number {span}, got {quoted(value)}")
