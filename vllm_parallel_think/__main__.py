@@ -14,8 +14,8 @@ from . import __version__
 from .core.config.hogwild_profile import HogwildProfile
 from .core.config.loading import builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
-from .core.fork_join.tag_scanner import Vocabulary
 from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace
+from .core.vocabulary import Vocabulary
 from .tokenizer import TokenizerVocabulary
 
 

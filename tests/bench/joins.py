@@ -23,19 +23,20 @@ class JoinProbe:
 
     def __init__(self, llm: Any) -> None:
         from vllm_parallel_think.core.branch_graph import Kind
-        from vllm_parallel_think.core.fork_join.group import Group
+        from vllm_parallel_think.core.fork_join.group import ForkJoinGroup
+        from vllm_parallel_think.core.fork_join.joins import Joins
 
         self.scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         self.joined_at = self.first_token_at = 0.0
         self.num_computed = self.peak_blocks = self.num_tokens = self.num_branches = 0
-        probe, join, feed = self, Group._join, Group.feed
+        probe, join, feed = self, Joins._join, ForkJoinGroup.feed
         schedule = self.scheduler.schedule
 
-        def timed_join(group: Group, fork: Any) -> None:
+        def timed_join(joins: Joins, fork: Any) -> None:
             probe.joined_at = time.perf_counter()
-            join(group, fork)
+            join(joins, fork)
 
-        def timed_feed(group: Group, node: Any, token: int) -> Any:
+        def timed_feed(group: ForkJoinGroup, node: Any, token: int) -> Any:
             if node.kind is Kind.CONCLUSION and node.num_sampled == 0:
                 probe.first_token_at = time.perf_counter()
                 probe.num_branches = len(group.nodes)
@@ -51,7 +52,7 @@ class JoinProbe:
             probe.peak_blocks = max(probe.peak_blocks, used)
             return output
 
-        Group._join, Group.feed = timed_join, timed_feed
+        Joins._join, ForkJoinGroup.feed = timed_join, timed_feed
         self.scheduler.schedule = counted
 
     def reset(self) -> None:

@@ -262,13 +262,13 @@ def test_fault_while_penalties_are_counted_fails_one_request(
     asynchronous: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """INV-5: this runs inside schedule(), where an exception would end the engine."""
-    from vllm_parallel_think.core.fork_join.group import Group
+    from vllm_parallel_think.core.fork_join.group import ForkJoinGroup
 
     def broken(*args: Any) -> None:
         raise RuntimeError("bug")
 
     simulation = simulate(tiny_model, tmp_path, IdGrammar(), asynchronous=asynchronous)
-    monkeypatch.setattr(Group, "written_before", broken)
+    monkeypatch.setattr(ForkJoinGroup, "written_before", broken)
     client = simulation.add([200] * 10, max_tokens=20)
     other = simulation.add([201] * 10, max_tokens=20, parallel=False)
     for family in simulation.scheduler._families:

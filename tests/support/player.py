@@ -11,7 +11,7 @@ from vllm_parallel_think.core.branch_graph import Kind, Node, State
 from vllm_parallel_think.core.config.loading import load_profile
 from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.config.request_options import RequestOptions
-from vllm_parallel_think.core.fork_join.group import Group
+from vllm_parallel_think.core.fork_join.group import ForkJoinGroup
 from vllm_parallel_think.core.fork_join.tag_scanner import Grammar
 from vllm_parallel_think.core.interface import Cause, Chunk, Emission, Finish, Limits, Verdict
 
@@ -77,7 +77,7 @@ class Player:
             self.block_size, self.index_blocks, self.max_tokens, self.max_forks, self.has_room
         )
         prompt = self.vocabulary.encode(self.prompt)
-        self.group = Group(prompt, Grammar(profile, self.vocabulary), options, limits)
+        self.group = ForkJoinGroup(prompt, Grammar(profile, self.vocabulary), options, limits)
         self.running: list[Node] = [self.group.trunk]
         self.replays: list[Node] = []
         self.num_starts: dict[Node, int] = {self.group.trunk: 1}
@@ -217,7 +217,7 @@ class Player:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return self.group.summary()
+        return self.group.summary().as_dict()
 
     def node(self, address: str) -> Node:
         """Return the node at a place in the tree."""

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .characters import Characters
-from .fork_join.tag_scanner import PathName, Scanner
+
+
+@dataclass(frozen=True)
+class PathName:
+    """Name of a path and, where the grammar has them, its title and the number of its tag."""
+
+    name: str
+    title: str = ""
+    tag: str = ""
 
 
 class Kind(enum.Enum):
@@ -63,7 +71,6 @@ class Node:
         critical_before: Sampled tokens on the longest chain in front of this node.
         limit: Tokens after which this node is cut, at the end of a character; ``None`` leaves
             that to vLLM.
-        scanner: Finds tags in what it samples.
         characters: Reads what it samples as text.
         most: Most tokens it may sample, in the middle of a character or not; ``None`` is ``limit``.
         least: Fewest tokens it must sample before the answer may end in it, other than by a limit.
@@ -91,7 +98,6 @@ class Node:
     num_hidden: int
     critical_before: int
     limit: int | None
-    scanner: Scanner | None
     characters: Characters | None = None
     most: int | None = None
     least: int = 0
@@ -117,6 +123,11 @@ class Node:
     def num_sampled(self) -> int:
         """Number of sampled tokens."""
         return len(self.tokens) - self.num_given + self.num_pending
+
+    @property
+    def critical(self) -> int:
+        """Sampled tokens on the longest chain up to the end of this node."""
+        return self.critical_before + self.num_sampled
 
     @property
     def is_full(self) -> bool:

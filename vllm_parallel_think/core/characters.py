@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from .vocabulary import Pieces
 
 _INCOMPLETE = "\ufffd"
 """How a tokenizer writes bytes that are not a whole character."""
@@ -13,16 +12,6 @@ _MAX_BYTES = 4
 
 MAX_REST = _MAX_BYTES - 1
 """Most tokens that a character still needs once its first one is there."""
-
-
-class Pieces(Protocol):
-    """What is needed of a tokenizer."""
-
-    def piece(self, token_id: int) -> str:
-        """Return the text of one token, special tokens included."""
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens in a row: a character may take several of them."""
 
 
 class Characters:

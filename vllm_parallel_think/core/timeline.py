@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .branch_graph import Node, State
-from .fork_join.group import Group
-from .hogwild.group import HogwildGroup
+from .interface import Group
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class TimelineSegment:
     cut: bool
 
 
-def segments(group: Group | HogwildGroup) -> list[TimelineSegment]:
+def segments(group: Group) -> list[TimelineSegment]:
     """Return a request's parts in the order of the text."""
     behind = set(group.behind_end)
     nodes = [*group.nodes, *group.outvoted]

@@ -58,7 +58,7 @@ class SpanWriter:
             attributes={
                 "vllm_pt.request_id": short_id(family.root.request_id),
                 "vllm_pt.outcome": outcome,
-                **{f"vllm_pt.{key}": summary[key] for key in _FIGURES if key in summary},
+                **{f"vllm_pt.{key}": getattr(summary, key) for key in _FIGURES},
             },
         )
         if outcome == "failed":

@@ -18,6 +18,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from ..core.errors import short_id
 from ..core.hogwild.group import HogwildGroup
+from ..core.summary import FallbackReason
 from .group_table import GroupState
 from .preemption import GivingWayMixin
 
@@ -151,12 +152,12 @@ class LockStepMixin(GivingWayMixin):
             members = self._members(family)
             taken = sum(r.request_id in output.num_scheduled_tokens for r in members)
             if 0 < taken < len(members):
-                if not family.group.fallbacks["out_of_step"]:
+                if not family.group.fallbacks[FallbackReason.OUT_OF_STEP]:
                     logger.warning(
                         "request %s: its workers did not step together",
                         short_id(family.root.request_id),
                     )
-                family.group.fallbacks["out_of_step"] += 1
+                family.group.fallbacks[FallbackReason.OUT_OF_STEP] += 1
 
     def _is_gang_member(self, request: Request) -> bool:
         branch = self._families.branch(request.request_id)

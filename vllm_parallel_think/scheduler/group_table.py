@@ -9,8 +9,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
 from ..core.branch_graph import Node
-from ..core.fork_join.group import Group
-from ..core.hogwild.group import HogwildGroup
+from ..core.interface import Group
 
 
 @dataclass(eq=False, repr=False)
@@ -36,7 +35,7 @@ class GroupState:
     """
 
     root: Request
-    group: Group | HogwildGroup
+    group: Group
     requests: dict[Node, Request] = field(default_factory=dict)
     parked: bool = False
     ended: bool = False

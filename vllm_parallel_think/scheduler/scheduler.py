@@ -1,7 +1,7 @@
 """Groups in vLLM's scheduler: a mixin over ``Scheduler`` and ``AsyncScheduler``.
 
 Every branch is a vLLM request of its own that starts from blocks the group holds, as if it had hit
-the prefix cache. The mixin reports to :class:`~vllm_parallel_think.core.fork_join.group.Group`
+the prefix cache. The mixin reports to :class:`~vllm_parallel_think.core.interface.Group`
 what was sampled and what ended, and does what the group asks for; batching, chunked prefill and
 preemption stay vLLM's.
 """
@@ -30,11 +30,11 @@ from ..core.config.loading import builtin_profiles
 from ..core.config.request_options import LIVE_KEY, parse_request
 from ..core.config.server_options import CONFIG_KEY
 from ..core.errors import OptionError, short_id
-from ..core.fork_join.group import Group
+from ..core.fork_join.group import ForkJoinGroup
 from ..core.fork_join.tag_scanner import Grammar
 from ..core.hogwild.group import HogwildGroup
 from ..core.hogwild.prompts import HogwildPrompts
-from ..core.interface import Cause, Limits, Verdict
+from ..core.interface import Cause, Group, Limits, Verdict
 from ..observability.observer import Observer
 from ..scheduler_output import HogwildUpdate, KVSwap, with_groups
 from ..settings import Settings, workers_refusal
@@ -139,11 +139,11 @@ class GroupSchedulerMixin(LockStepMixin):
             if options.profile is None:
                 return None
             words, prompt = self._grammars[options.profile], request.prompt_token_ids
-            group: Group | HogwildGroup
+            group: Group
             if isinstance(words, HogwildPrompts):
                 group = HogwildGroup(prompt, words, options, self._limits(request))
             else:
-                group = Group(prompt, words, options, self._limits(request))
+                group = ForkJoinGroup(prompt, words, options, self._limits(request))
         except OptionError as error:
             # The front end answers such a request with HTTP 400; other ways in get a plain request.
             request_id = short_id(request.request_id)
@@ -181,7 +181,7 @@ class GroupSchedulerMixin(LockStepMixin):
         pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         return self._ledger.num_held + num_blocks <= self._settings.options.held_kv_fraction * pool
 
-    def _open(self, request: Request, group: Group | HogwildGroup) -> bool:
+    def _open(self, request: Request, group: Group) -> bool:
         """Append the profile's opening to the prompt; return whether there is room for it."""
         opening = list(group.opening)
         limit = self._settings.options.max_total_tokens
@@ -535,7 +535,7 @@ class GroupSchedulerMixin(LockStepMixin):
         for emission in group.release():
             final = emission.finish is not None
             if summary is None and (group.branched or final or may_end):
-                summary, live = group.summary(), group.live_view()
+                summary, live = group.summary().as_dict(), group.live_view()
             if not group.branched and emission.payload is not None:
                 output = emission.payload
                 if final or may_end:
@@ -567,7 +567,7 @@ class GroupSchedulerMixin(LockStepMixin):
             self._drop_request(request, RequestStatus.FINISHED_STOPPED)
 
     @staticmethod
-    def _move_prefill_stats(group: Group | HogwildGroup, opening: EngineCoreOutput) -> None:
+    def _move_prefill_stats(group: Group, opening: EngineCoreOutput) -> None:
         """Put what vLLM reports once, with a request's first output, on the opening in front."""
         if group.trunk.outbox:
             first = group.trunk.outbox[0].payload
@@ -647,7 +647,7 @@ class GroupSchedulerMixin(LockStepMixin):
         self._observer.ended(family, outcome or own)
 
     def _fail(self, family: GroupState) -> EngineCoreOutput:
-        summary = family.group.summary() if family.group.branched else None
+        summary = family.group.summary().as_dict() if family.group.branched else None
         self._end(family, outcome="failed")
         return client_output.failed(family.root, family.error or "internal error", summary)
 

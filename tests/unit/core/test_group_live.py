@@ -7,7 +7,7 @@ import pytest
 from tests.support.player import EOS, Player
 from tests.support.samples import DEEP, MULTIVERSE, OUTLINE_TOY, TOY, TOYS, VISIBLE
 from tests.support.vocabularies import ALL, chars
-from vllm_parallel_think.core.live import LIVE_TOKENS
+from vllm_parallel_think.core.ordered_output import LIVE_TOKENS
 
 
 def lanes(player: Player) -> list[tuple[str, int, bool]]:

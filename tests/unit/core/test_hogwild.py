@@ -313,8 +313,8 @@ def test_the_check_goes_to_the_next_that_ends_a_step() -> None:
     play.say("abc.\n\n", "someth")
     assert play.group.live[0].tokens[-1:] == play.vocabulary.encode("?"), "12 tokens were written"
     play.say("no. well", "yes i am")
-    assert play.group.summary()["hogwild"]["checks_no"] == 1
-    assert play.group.summary()["hogwild"]["checks_yes"] == 0
+    assert play.group.summary().as_dict()["hogwild"]["checks_no"] == 1
+    assert play.group.summary().as_dict()["hogwild"]["checks_yes"] == 0
 
 
 def test_a_mark_ends_the_work() -> None:
@@ -384,7 +384,7 @@ def test_the_budget_forces_an_answer_over_everything() -> None:
     play.step(answer="5")
     play.step(answer=None)
     assert play.seen == "A1:abcd\n\nB1:efgh=15"
-    summary = play.group.summary()
+    summary = play.group.summary().as_dict()
     assert summary["generated_tokens"] == 10
     assert summary["critical_path_tokens"] == 6
     assert summary["hogwild"]["workers"][1] == {"name": "B", "steps": 1, "tokens": 4}
@@ -444,7 +444,7 @@ def test_workers_are_cut_between_characters(budget: int) -> None:
         live = play.group.live
         play.step(**{f"w{w}": text[(len(live[w].tokens) - 3) % 9] for w in (0, 1) if w in live})
     assert "\ufffd" not in play.seen
-    for worker in play.group.workers:
+    for worker in play.group.writers:
         assert budget <= worker.num_sampled <= budget + 3
 
 
@@ -452,7 +452,7 @@ def test_a_sentence_may_end_with_a_character_of_several_tokens() -> None:
     play = Play(vocabulary=Bytes())
     for byte in "是。\n\n".encode():
         play.step(w0=byte, w1="x")
-    assert play.group.workers[0].num_steps == 1
+    assert play.group.writers[0].num_steps == 1
 
 
 @pytest.mark.parametrize("limits", [{"max_tokens": 60}, {"context": 96}])

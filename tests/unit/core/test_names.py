@@ -11,9 +11,10 @@ import pytest
 
 from tests.support.samples import VISIBLE
 from tests.support.vocabularies import Pieces
+from vllm_parallel_think.core.branch_graph import PathName
 from vllm_parallel_think.core.config.loading import load_profile
 from vllm_parallel_think.core.config.profile import Profile
-from vllm_parallel_think.core.fork_join.names import NAME_SPAN, READ_EVERY, NameReader, PathName
+from vllm_parallel_think.core.fork_join.names import NAME_SPAN, READ_EVERY, NameReader
 from vllm_parallel_think.core.fork_join.tag_scanner import ForkSeen, Grammar
 
 LINE = "12) and so on, as was said\n"

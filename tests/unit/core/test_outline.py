@@ -299,7 +299,7 @@ def test_profile_says_what_is_wrong_beside_an_outline(old, new, said):
 
 def test_client_who_wants_more_tokens_gets_the_heading_behind_a_conclusion(monkeypatch):
     monkeypatch.setattr(
-        "vllm_parallel_think.core.fork_join.group.Group._may_conclude", lambda *_: False
+        "vllm_parallel_think.core.fork_join.group.ForkJoinGroup._may_conclude", lambda *_: False
     )
     player = Player("skeleton", {**LIST, "0.5": " do it.\n3. **Run**: x"}, vocabulary=tags()).run()
     assert player.text.endswith("In short, do it.\n3. **Run**: x")

@@ -12,10 +12,10 @@ from tests.support.samples import MULTIVERSE, TOYS
 from tests.unit.core.test_group_limits import RANDOM, paths, write
 from tests.unit.core.test_hogwild import Play
 from vllm_parallel_think.core.branch_graph import Node
-from vllm_parallel_think.core.fork_join.group import Group
+from vllm_parallel_think.core.fork_join.group import ForkJoinGroup
 
 
-def walked(group: Group) -> tuple[int, int, int]:
+def walked(group: ForkJoinGroup) -> tuple[int, int, int]:
     """Return sampled, forced and critical tokens by looking at every node."""
     nodes = [*group.nodes, *group.outvoted]
     return (
@@ -103,8 +103,8 @@ def test_a_token_behind_many_steps_of_workers_looks_at_few_nodes(looks):
     summary = play.group.summary()
     assert play.group.live_view() is not None
     assert looks.total() < 60, looks
-    assert summary["generated_tokens"] == 1002
-    assert summary["forced_tokens"] == sum(len(n.forced_visible) for n in play.group.history)
+    assert summary.generated_tokens == 1002
+    assert summary.forced_tokens == sum(len(n.forced_visible) for n in play.group.history)
 
 
 def test_a_mark_is_found_wherever_tokens_cut_it():

@@ -8,16 +8,11 @@ import pytest
 
 from tests.support.samples import MULTIVERSE, NPR, THREADS, VISIBLE
 from tests.support.vocabularies import ALL, Pieces, chars, odd, tags
+from vllm_parallel_think.core.branch_graph import PathName
 from vllm_parallel_think.core.config.loading import load_profile
 from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.errors import OptionError
-from vllm_parallel_think.core.fork_join.tag_scanner import (
-    BranchEnd,
-    Event,
-    ForkSeen,
-    Grammar,
-    PathName,
-)
+from vllm_parallel_think.core.fork_join.tag_scanner import BranchEnd, Event, ForkSeen, Grammar
 
 
 def events(

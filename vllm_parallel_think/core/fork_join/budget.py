@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..branch_graph import Kind, Lane, Node
+from ..branch_graph import Kind, Lane, Node, PathName
 from ..characters import MAX_REST
 from ..config.request_options import RequestOptions
 from ..interface import Limits
 from .outline import CLOSE_FENCE
-from .tag_scanner import Grammar, PathName
+from .tag_scanner import Grammar
 
 MIN_PATH_TOKENS = 16
 """A fork must leave every path room for this many sampled tokens."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from ..branch_graph import PathName
 
 NAME_SPAN = 256
 """Characters in which a name, its title and what surrounds them must stand, unless they are on one
@@ -12,15 +13,6 @@ line: what was read before is looked at again no further back than this."""
 READ_EVERY = 4096
 """Characters that are collected before names are looked for in them: the most, with a span in front
 of them, that one search of the regular expression sees."""
-
-
-@dataclass(frozen=True)
-class PathName:
-    """Name of a path and, where the grammar has them, its title and the number of its tag."""
-
-    name: str
-    title: str = ""
-    tag: str = ""
 
 
 class NameReader:

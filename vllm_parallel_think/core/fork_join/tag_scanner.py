@@ -11,20 +11,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
-from ..characters import Characters, Pieces
+from ..branch_graph import PathName
+from ..characters import Characters
 from ..config.profile import Forced, OutlineRule, Profile, Tag
 from ..errors import OptionError
-from .names import NameReader, PathName
+from ..vocabulary import Vocabulary
+from .names import NameReader
 from .outline import CLOSE_FENCE, PlaceReader, PointReader, TitleReader
-
-
-class Vocabulary(Pieces, Protocol):
-    """What a grammar needs of a tokenizer."""
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise text without adding special tokens around it."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What a row of a group of workers attends to, in which order, and how far its query must turn.
+"""What a row of a group of writers attends to, in which order, and how far its query must turn.
 
 Keys are never rewritten: every run of tokens was stored with positions that count from its own
 first token. A row whose own run starts at place ``s`` of its view sees a run that starts at place
-``p`` of that view through a query turned by ``s - p`` positions (HOGWILD, arXiv 2504.06261,
+``p`` of that view through a query rotated by ``s - p`` positions (HOGWILD, arXiv 2504.06261,
 section 3.3).
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from ..config.hogwild_profile import Layout
 
 OTHERS, OWN, ANSWER = -1, -2, -3
-"""Roles beside the workers', which are numbered from 0: two headers, and the answer."""
+"""Roles beside the writers', which are numbered from 0: two headers, and the answer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CacheLayout:
     """All runs of one group.
 
     Attributes:
-        layout: How workers see each other.
+        layout: How writers see each other.
         prompt: The prompt's tokens.
         history: Finished steps in order of completion.
         headers: Tokens of the two headers that are in the KV cache as a whole.
@@ -76,7 +76,7 @@ class CacheLayout:
 
         """
         own = live_run(role)
-        runs = [run for run in self._in_front(role, live_run) if run.length]
+        runs = [run for run in self._before(role, live_run) if run.length]
         start = sum(run.length for run in runs)
         turned, place = [], 0
         for run in runs:
@@ -84,27 +84,27 @@ class CacheLayout:
             place += run.length
         return [*turned, Turned(own, 0)]
 
-    def _in_front(self, role: int, live_run: Callable[[int], Run]) -> Iterator[Run]:
-        assert self.prompt is not None, "workers start behind the prompt"
+    def _before(self, role: int, live_run: Callable[[int], Run]) -> Iterator[Run]:
+        assert self.prompt is not None, "writers start after the prompt"
         yield self.prompt
         if role in (OTHERS, OWN):
             return
         others = [w for w in sorted(self.live) if w >= 0 and w != role]
         if self.layout == "contiguous" and role >= 0:
             yield from self._header(OTHERS, live_run)
-            workers = {run.role for run in self.history} | set(others)
-            for worker in sorted(workers - {role}):
-                yield from _written_by(worker, self.history)
-                if worker in self.live:
-                    yield live_run(worker)
+            writers = {run.role for run in self.history} | set(others)
+            for writer in sorted(writers - {role}):
+                yield from _written_by(writer, self.history)
+                if writer in self.live:
+                    yield live_run(writer)
             yield from self._header(OWN, live_run)
             yield from _written_by(role, self.history)
             return
         yield from self.history
         if role >= 0 and self.layout == "combined":
             yield from self._header(OTHERS, live_run)
-            for worker in others:
-                yield live_run(worker)
+            for writer in others:
+                yield live_run(writer)
             yield from self._header(OWN, live_run)
 
     def _header(self, role: int, live_run: Callable[[int], Run]) -> Iterator[Run]:
@@ -114,5 +114,5 @@ class CacheLayout:
             yield live_run(role)
 
 
-def _written_by(worker: int, history: Sequence[Run]) -> Iterator[Run]:
-    return (run for run in history if run.role == worker)
+def _written_by(writer: int, history: Sequence[Run]) -> Iterator[Run]:
+    return (run for run in history if run.role == writer)

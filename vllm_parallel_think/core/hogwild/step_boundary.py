@@ -1,4 +1,4 @@
-"""Where a worker's step ends: a blank line behind a sentence, outside open code and math."""
+"""Where a writer's step ends: a blank line after a sentence, outside open code and math."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLANKS = frozenset(" \t\r")
 
 
 class StepText:
-    """Follows the text that one worker samples in one step; keeps no more than a few characters."""
+    """Follows the text that one writer samples in one step; keeps no more than a few characters."""
 
     def __init__(self) -> None:
         self._run = ""

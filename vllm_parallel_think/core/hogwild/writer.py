@@ -1,14 +1,15 @@
-"""One worker of a group, and how the step that it writes is read."""
+"""One writer of a group, and how the step that it writes is read."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..branch_graph import Lane, Node
 from ..characters import Characters
-from ..fork_join.tag_scanner import Vocabulary
 from ..interface import Cause
+from ..summary import WriterFigures
+from ..vocabulary import Vocabulary
 from .prompts import HogwildPrompts
 from .step_boundary import StepText
 
@@ -20,7 +21,7 @@ CHECK_TOKENS = 8
 
 
 class Writer:
-    """One worker: its lane, and what the group must know of the step it is writing."""
+    """One writer: its lane, and what the group must know of the step it is writing."""
 
     def __init__(self, number: int, lane: Lane, vocabulary: Vocabulary) -> None:
         self.number = number
@@ -49,6 +50,17 @@ class Writer:
         self._step = StepText()
 
     @property
+    def figures(self) -> WriterFigures:
+        """What it has written, for people."""
+        return WriterFigures(self.lane.name, self.num_steps, self.num_sampled)
+
+    def complete(self, clock: Callable[[], float]) -> None:
+        """Take note that it writes no more."""
+        if not self.lane.complete:
+            self.lane.complete = True
+            self.lane.completed_at = clock()
+
+    @property
     def node(self) -> Node:
         """The step being written, or the last one."""
         return self.lane.nodes[-1]
@@ -65,22 +77,22 @@ class Writer:
         self._marks, self.has_mark = tuple(marks), False
         self.finished = False
 
-    def reads(self, token: int, script: HogwildPrompts, checks: Counter[str]) -> bool:
+    def reads(self, token: int, prompts: HogwildPrompts, checks: Counter[str]) -> bool:
         """Read a sampled token; return whether it ends the step.
 
         Args:
             token: Already appended to the step's node.
-            script: What ends a step.
+            prompts: What ends a step.
             checks: Answers to checks, counted here.
 
         """
         piece = self.characters.feed(token)
-        self._look_for_marks(piece, script)
+        self._look_for_marks(piece, prompts)
         if self.checked:
             self._read_check(piece, checks)
-        rules = script.recipe.workers
+        rules = prompts.profile.workers
         by_text = self._step.feed(piece)
-        self.finished = token in script.ends if script.ends else by_text
+        self.finished = token in prompts.ends if prompts.ends else by_text
         most = rules.max_step_tokens
         sampled = self.node.num_sampled - self.node.num_pending
         cut = most is not None and sampled >= most and self.characters.whole
@@ -90,15 +102,15 @@ class Writer:
         """Whether it may sample no more, and no character is cut by that."""
         return self.num_sampled >= budget and self.characters.whole
 
-    def is_open(self, script: HogwildPrompts) -> bool:
+    def is_open(self, prompts: HogwildPrompts) -> bool:
         """Whether what follows the step's text would be glued to it."""
-        closed = self.finished or self._text.endswith(script.close_text)
-        return bool(script.close) and not closed
+        closed = self.finished or self._text.endswith(prompts.close_text)
+        return bool(prompts.close) and not closed
 
-    def _look_for_marks(self, piece: str, script: HogwildPrompts) -> None:
+    def _look_for_marks(self, piece: str, prompts: HogwildPrompts) -> None:
         text = self._text + piece
         self.has_mark = self.has_mark or any(mark in text for mark in self._marks)
-        longest = max(map(len, (*self._marks, script.close_text)))
+        longest = max(map(len, (*self._marks, prompts.close_text)))
         self._text = text[max(0, len(text) - longest) :]
 
     def _read_check(self, piece: str, checks: Counter[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config.profile import Profile
 from ..errors import OptionError
-from ..fork_join.tag_scanner import Vocabulary
+from ..vocabulary import Vocabulary
 from .errors import GrammarError
 from .pieces import PieceVocabulary
 from .points import read_points
@@ -23,7 +23,7 @@ class Trace:
 
     Attributes:
         branches: Branches in the order of the text.
-        summary: Figures as :meth:`Group.summary` gives them.
+        summary: Figures as :meth:`Summary.as_dict` gives them.
         num_sequential: Blocks that the model wrote one path after the other.
         notes: Places where the text differs from what the engine would write, without harm.
 
@@ -65,7 +65,7 @@ def trace(text: str, profile: Profile, vocabulary: Vocabulary | None = None) -> 
         num_sequential, notes = reader.num_sequential, tuple(reader.notes)
     replay = Replay(profile, known, steps)
     branches = replay.run()
-    return Trace(tuple(branches), replay.group.summary(), num_sequential, notes)
+    return Trace(tuple(branches), replay.group.summary().as_dict(), num_sequential, notes)
 
 
 def _read(text: str, profile: Profile) -> tuple[Reader, list[Step]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..branch_graph import PathName
 from ..config.profile import Profile
-from ..fork_join.tag_scanner import PathName
 from .cursor import Cursor
 from .errors import GrammarError
 from .tags import Tags

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from ..branch_graph import PathName
 from ..config.profile import Profile
-from ..fork_join.tag_scanner import ForkSeen, PathName
+from ..fork_join.tag_scanner import ForkSeen
 from .cursor import Cursor
 from .errors import GrammarError
 from .heads import Heads

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..branch_graph import PathName
 from ..config.profile import Profile
-from ..fork_join.tag_scanner import PathName
 from .cursor import Cursor
 from .steps import Block, Step
 from .wording import text_of

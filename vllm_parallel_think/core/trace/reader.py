@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..branch_graph import PathName
 from ..config.profile import MAX_PATHS_LIMIT, Profile
-from ..fork_join.tag_scanner import BranchEnd, ForkSeen, Grammar, PathName, Scanner
+from ..fork_join.tag_scanner import BranchEnd, ForkSeen, Grammar, Scanner
 from .cursor import Cursor
 from .heads import Heads
 from .nesting import Frame, Nesting

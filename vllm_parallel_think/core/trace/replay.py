@@ -9,9 +9,10 @@ from ..branch_graph import Kind, Lane, Node, State
 from ..characters import Characters
 from ..config.profile import Profile
 from ..config.request_options import RequestOptions
-from ..fork_join.group import Group
-from ..fork_join.tag_scanner import BranchEnd, Event, ForkSeen, Grammar, Scanner, Vocabulary
+from ..fork_join.group import ForkJoinGroup
+from ..fork_join.tag_scanner import BranchEnd, Event, ForkSeen, Grammar, Scanner
 from ..interface import Cause, Limits, Verdict
+from ..vocabulary import Vocabulary
 from .steps import Step
 from .wording import PLENTY
 
@@ -52,7 +53,9 @@ class Replay:
             profile.name, max_paths=PLENTY, max_depth=PLENTY, num_paths=num_paths
         )
         limits = Limits(1, PLENTY**3, PLENTY, PLENTY, has_room=lambda _: True)
-        self.group = Group((), _ToldGrammar(profile, vocabulary), options, limits)
+        self._scanner = _Told(vocabulary)
+        grammar = _ToldGrammar(profile, vocabulary, self._scanner)
+        self.group = ForkJoinGroup((), grammar, options, limits)
         self._names: dict[Lane, str] = {}
         self._texts: dict[Node, str] = {}
 
@@ -83,18 +86,17 @@ class Replay:
             self.group.end(node, Cause.CLOSED)
             self.group.sealed(node, kept=True)
             return self._settle()
-        scanner = node.scanner
-        assert isinstance(scanner, _Told)
         event = self._event(node, step)
         by_end = event is None or not tokens or (step.block is not None and step.block.by_end)
         verdict = Verdict.CONTINUE
         for index, token in enumerate(tokens):
             if index == len(tokens) - 1 and not by_end:
-                scanner.event = event
+                self._scanner.event = event
             verdict = self.group.feed(node, token)
         if by_end:
-            scanner.event = event
+            self._scanner.event = event
             self.group.end(node, Cause.EOS)
+            self._scanner.event = None
         else:
             assert verdict is not Verdict.CONTINUE, "a tag that was read ends its branch"
             cause = Cause.CLOSED if verdict is Verdict.CLOSE else Cause.VERDICT
@@ -155,9 +157,17 @@ class _Told(Scanner):
         return self.event if isinstance(self.event, ForkSeen) else None
 
 
+@dataclass(frozen=True)
 class _ToldGrammar(Grammar):
-    """A grammar whose scanners are told what they see: the reader has looked already."""
+    """A grammar whose scanner is told what it sees: the reader has looked already.
+
+    Attributes:
+        told: The scanner of all branches, which are played one after the other.
+
+    """
+
+    told: _Told
 
     def scanner(self, **branch: object) -> Scanner:
-        """Return a scanner, the same kind whatever branch it is for."""
-        return _Told(self.vocabulary)
+        """Return the scanner, whatever branch it is for."""
+        return self.told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..fork_join.tag_scanner import PathName
+from ..branch_graph import PathName
 
 
 @dataclass(frozen=True)

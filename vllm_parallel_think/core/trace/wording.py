@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from ..branch_graph import PathName
 from ..config.profile import Forced, Profile
-from ..fork_join.tag_scanner import PathName, Vocabulary
+from ..vocabulary import Vocabulary
 
 PLENTY = 10**12
 """Stands for no limit, as a text does not show those it was written under."""

@@ -10,20 +10,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ...core.summary import FallbackReason
 from .export import Home, home
 
 OUTCOMES = ("branched", "unbranched", "aborted", "failed")
-FALLBACKS = (
-    "not_opened",
-    "fewer_than_two_paths",
-    "max_paths",
-    "max_depth",
-    "max_forks",
-    "max_tokens",
-    "max_model_len",
-    "held_kv_fraction",
-    "prompt_of_one_token",
-)
+FALLBACKS = tuple(reason.value for reason in FallbackReason)
 JUDGED = ("drafted", "accepted_standard", "accepted_rule")
 ANSWERS = ("yes", "no")
 REFUSALS = (

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from ...core.summary import HogwildFigures, Summary
 from .instruments import ANSWERS, FALLBACKS, JUDGED, OUTCOMES, Instruments
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Recorder:
 
     def started(self, family: GroupState) -> None:
         """Take note of a request that may branch."""
-        self._show(family.group.summary()["profile"])
+        self._show(family.group.summary().profile)
 
     def changed(self, family: GroupState) -> None:
         """Count what is new of a family."""
@@ -86,11 +87,11 @@ class Recorder:
         summary = family.group.summary()
         self._count(family, summary)
         self._seen.pop(family, None)
-        made, engine, profile = self._made, self._engine, summary["profile"]
+        made, engine, profile = self._made, self._engine, summary.profile
         made.requests.at(profile, outcome, engine).inc()
         if family.group.has_paths:
-            made.fork_width.at(engine).observe(summary["widest_fork"])
-            made.ratio.at(profile, engine).observe(summary["parallelism_ratio"])
+            made.fork_width.at(engine).observe(summary.widest_fork)
+            made.ratio.at(profile, engine).observe(summary.parallelism_ratio)
 
     def stalled(self) -> None:
         """Count a request that was failed so that the engine gets on."""
@@ -124,27 +125,28 @@ class Recorder:
             "reused_kv_tokens": made.reused,
         }
 
-    def _count(self, family: GroupState, summary: dict[str, Any]) -> None:
+    def _count(self, family: GroupState, summary: Summary) -> None:
         seen = self._seen.get(family)
         if seen is None:
             seen = self._seen[family] = _Seen()
-        engine, profile = self._engine, summary["profile"]
+        engine, profile = self._engine, summary.profile
         for key, counter in self._by_profile().items():
-            if new := _new(seen.totals, key, summary[key]):
+            if new := _new(seen.totals, key, getattr(summary, key)):
                 counter.at(profile, engine).inc(new)
-        for reason, total in summary["fallbacks"].items():
+        for reason, total in summary.fallbacks.items():
             if new := _new(seen.fallbacks, reason, total):
                 self._made.fallbacks.at(reason, engine).inc(new)
-        self._count_hogwild(seen, summary.get("hogwild") or {})
+        if summary.hogwild is not None:
+            self._count_hogwild(seen, summary.hogwild)
         self._observe_waits(family.group.take_join_waits())
 
-    def _count_hogwild(self, seen: _Seen, figures: dict[str, Any]) -> None:
+    def _count_hogwild(self, seen: _Seen, figures: HogwildFigures) -> None:
         """Count the steps of workers and their checks, for groups that have workers."""
         made, engine = self._made, self._engine
-        if new := _new(seen.totals, "steps", figures.get("steps", 0)):
+        if new := _new(seen.totals, "steps", figures.steps):
             made.hogwild_steps.at(engine).inc(new)
         for answer in ANSWERS:
-            if new := _new(seen.totals, f"checks_{answer}", figures.get(f"checks_{answer}", 0)):
+            if new := _new(seen.totals, answer, getattr(figures, f"checks_{answer}")):
                 made.hogwild_checks.at(answer, engine).inc(new)
 
     def _observe_waits(self, waits: Iterable[float]) -> None:

@@ -97,7 +97,7 @@ class TimelineWriter:
                 "outcome": outcome,
                 "arrived": round(family.root.arrival_time, 3),
                 "ended": None if outcome is None else round(time.time(), 3),
-                **{key: summary[key] for key in _FIGURES},
+                **{key: getattr(summary, key) for key in _FIGURES},
                 "segments": shown,
                 "more_segments": len(parts) - len(shown),
             },
