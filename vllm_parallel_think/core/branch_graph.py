@@ -2,7 +2,7 @@
 
 A *node* is a run of tokens that one vLLM request computes; it attends to the nodes of its
 ``prefix`` as a whole and to itself causally. A *lane* is a sequence of nodes that follow each
-other: the trunk, or one path with everything that happened inside it. A *fork* opens lanes behind a
+other: the trunk, or one path with everything that happened inside it. A *fork* opens lanes after a
 node.
 """
 
@@ -31,7 +31,7 @@ class Kind(enum.Enum):
     TRUNK = "trunk"
     PATH = "path"
     CLOSE = "close"
-    """Tokens that a branch still lacks in the KV cache, and what is forced behind them."""
+    """Tokens that a branch still lacks in the KV cache, and what is forced after them."""
     CONCLUSION = "conclusion"
     OUTLINE = "outline"
     """A title of an outline that the client does not see."""
@@ -49,7 +49,7 @@ class State(enum.Enum):
     """Wrote its end tag, which needs one more step to be in the KV cache."""
     DONE = "done"
     DROPPED = "dropped"
-    """Will never be seen: its tokens lie behind the end of the answer."""
+    """Will never be seen: its tokens lie after the end of the answer."""
 
 
 _ENDED = (State.CLOSING, State.DONE, State.DROPPED)
@@ -66,15 +66,15 @@ class Node:
         tokens: Own tokens: given ones first, then sampled ones.
         num_given: How many of ``tokens`` were given.
         num_hidden: How many given tokens the client never sees (the prompt, or copies).
-        num_pending: How many given tokens behind those were sampled by the node in front.
-        num_after: How many tokens at the end stand behind the tag that ended the branch.
-        critical_before: Sampled tokens on the longest chain in front of this node.
+        num_pending: How many given tokens after those were sampled by the node before.
+        num_after: How many tokens at the end stand after the tag that ended the branch.
+        critical_before: Sampled tokens on the longest chain before this node.
         limit: Tokens after which this node is cut, at the end of a character; ``None`` leaves
             that to vLLM.
         characters: Reads what it samples as text.
         most: Most tokens it may sample, in the middle of a character or not; ``None`` is ``limit``.
         least: Fewest tokens it must sample before the answer may end in it, other than by a limit.
-        num_front: Visible tokens that stood in front of its first sampled one for certain, when it
+        num_front: Visible tokens that stood before its first sampled one for certain, when it
             was made.
         place: Number of the node among those of its lane.
         sealed: Whether all own tokens are in the KV cache and held by the group.
@@ -144,12 +144,12 @@ class Node:
 
     @property
     def end(self) -> int:
-        """RoPE position behind the last own token."""
+        """RoPE position after the last own token."""
         return self.start + len(self.tokens)
 
     @property
     def tag_end(self) -> int:
-        """RoPE position behind the tag that ended the branch, where what follows it starts."""
+        """RoPE position after the tag that ended the branch, where what follows it starts."""
         return self.end - self.num_after
 
     @property
@@ -228,7 +228,7 @@ class Lane:
 
     @property
     def end(self) -> int:
-        """RoPE position behind the tag that ended the lane."""
+        """RoPE position after the tag that ended the lane."""
         return self.nodes[-1].tag_end
 
     @property
@@ -241,7 +241,7 @@ class Lane:
 
 @dataclass(eq=False, repr=False)
 class Fork:
-    """Lanes opened behind one node."""
+    """Lanes opened after one node."""
 
     parent: Node
     lanes: list[Lane] = field(default_factory=list)

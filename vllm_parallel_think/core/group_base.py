@@ -40,9 +40,9 @@ class GroupBase:
         return self._output.finished
 
     @property
-    def behind_end(self) -> Sequence[Node]:
+    def after_end(self) -> Sequence[Node]:
         """Nodes that the end of the answer cuts off, the first of them perhaps in part."""
-        return self._output.behind_end
+        return self._output.after_end
 
     def release(self) -> Iterator[Emission]:
         """Yield what the client may see now, in the order of the text; the last says the end."""

@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
     END = "end"
     """End now; the last token has no K/V yet."""
     RETRACT = "retract"
-    """End now, in front of the last token: it belongs to nothing and nobody sees it."""
+    """End now, before the last token: it belongs to nothing and nobody sees it."""
 
 
 class Cause(enum.Enum):
@@ -254,7 +254,7 @@ class Group(Protocol):
         """Nodes that were written and are no part of the answer."""
 
     @property
-    def behind_end(self) -> Sequence[Node]:
+    def after_end(self) -> Sequence[Node]:
         """Nodes that the end of the answer cuts off, the first of them perhaps in part."""
 
     def blocks_of(self, node: Node) -> int:

@@ -112,7 +112,7 @@ class OrderedOutput:
         return self.finish if node is self.order[-1] else None
 
     @property
-    def behind_end(self) -> Sequence[Node]:
+    def after_end(self) -> Sequence[Node]:
         """Nodes that the end of the answer cuts off, the first of them perhaps in part."""
         if not self.finished:
             return ()

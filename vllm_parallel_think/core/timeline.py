@@ -15,7 +15,7 @@ class TimelineSegment:
     Attributes:
         lane: The lane's place in the tree; ``0`` is the trunk.
         parent: Place of the lane it was forked from; empty for the trunk.
-        kind: ``trunk``, ``path``, ``close`` (what is computed behind a path's end) or
+        kind: ``trunk``, ``path``, ``close`` (what is computed after a path's end) or
             ``conclusion``.
         name: What the text calls the path; empty for the trunk.
         title: The path's title, where the grammar has one.
@@ -43,9 +43,9 @@ class TimelineSegment:
 
 def segments(group: Group) -> list[TimelineSegment]:
     """Return a request's parts in the order of the text."""
-    behind = set(group.behind_end)
+    cut_off = set(group.after_end)
     nodes = [*group.nodes, *group.outvoted]
-    return [_segment(node, node.state is State.DROPPED or node in behind) for node in nodes]
+    return [_segment(node, node.state is State.DROPPED or node in cut_off) for node in nodes]
 
 
 def _segment(node: Node, cut: bool) -> TimelineSegment:

@@ -12,7 +12,7 @@ from tests.support.vocabularies import ALL
 from vllm_parallel_think.core.config.loading import builtin_profiles, load_profile
 from vllm_parallel_think.core.config.profile import Profile
 from vllm_parallel_think.core.trace import trace
-from vllm_parallel_think.core.trace.tags import Tags
+from vllm_parallel_think.core.trace.heads import Tags
 
 OUTLINES = {
     "multiverse": (MULTIVERSE, MULTIVERSE.replace("</Outline>\n", ""), NESTED),

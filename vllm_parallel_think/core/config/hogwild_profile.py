@@ -44,11 +44,11 @@ class Workers:
             ``interleaved`` (others' steps only when finished), ``contiguous`` (each worker's steps
             in one piece).
         step: Forced at the start of every step.
-        others: Header in front of what the others have not finished.
-        own: Separator and header in front of a worker's own unfinished step.
-        end: Tokens that end a step; empty for the paper's rule, a blank line behind a sentence and
+        others: Header before what the others have not finished.
+        own: Separator and header before a worker's own unfinished step.
+        end: Tokens that end a step; empty for the paper's rule, a blank line after a sentence and
             outside code and math.
-        close: Forced behind a step that did not come to such an end, where another one follows it;
+        close: Forced after a step that did not come to such an end, where another one follows it;
             ``None`` is a blank line by the paper's rule, and nothing with an ``end``.
         max_step_tokens: Most tokens sampled in one step; ``None`` is unlimited.
 
@@ -72,7 +72,7 @@ class Check:
 
     Attributes:
         every: Tokens, of all workers together, from one check to the next; 0 never asks.
-        text: Forced behind the start of a step; the worker writes yes or no.
+        text: Forced after the start of a step; the worker writes yes or no.
 
     """
 
@@ -89,7 +89,7 @@ class Ending:
             worker that ends the text who has answered; with them such a worker only stops.
         found: Forced when a worker has answered; empty ends there and then.
         forced: Forced when the budget is used up, over everything that was written.
-        max_tokens: Tokens kept for what is written behind the forced text, and most of that.
+        max_tokens: Tokens kept for what is written after the forced text, and most of that.
 
     """
 
@@ -106,7 +106,7 @@ class HogwildProfile:
     Attributes:
         name: Name that requests use.
         summary: One line for people.
-        opening: Rules behind the prompt; the client does not see them.
+        opening: Rules after the prompt; the client does not see them.
 
     """
 

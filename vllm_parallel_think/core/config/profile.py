@@ -26,7 +26,7 @@ class ForkRule:
     Attributes:
         trigger: Any of these tags, once generated, forks.
         open: Tag that must have been generated before the trigger; ``None`` asks for none.
-        names_after: The names are read from the text behind the last occurrence of this tag.
+        names_after: The names are read from the text after the last occurrence of this tag.
         names: Regular expression; group 1 is a path's name, group 2 (if any) its title.
         num_paths: Number of paths for grammars whose blocks do not name them (``names`` absent).
         min_tokens_left: No fork when fewer tokens than this are left in the request's budget.
@@ -34,9 +34,9 @@ class ForkRule:
         max_outline_tokens: Fork after this many tokens of a branch, if enough names were written.
         when_full: Fork as soon as ``max_paths`` names were written and the line is complete.
         once: Only the first branch of a request may fork.
-        at_start: The answer forks right behind the prompt, before anything is generated; the client
+        at_start: The answer forks right after the prompt, before anything is generated; the client
             may choose the number of paths. Such a profile has no ``trigger``.
-        after: Forced once behind the trigger, in front of all paths; the first path's position is
+        after: Forced once after the trigger, before all paths; the first path's position is
             that of its own first token all the same.
 
     """
@@ -63,8 +63,8 @@ class PathRule:
         start: Forced at the start of a path; must not be empty.
         end: Any of these tags, once generated, ends the path.
         close: Forced when a path ends in any other way (end of sequence, budget).
-        after: Forced behind every path's end tag; does not count for the conclusion's position.
-        stride: Path ``i`` (from 0) starts at the position behind the trigger plus ``i * stride``;
+        after: Forced after every path's end tag; does not count for the conclusion's position.
+        stride: Path ``i`` (from 0) starts at the position after the trigger plus ``i * stride``;
             0 starts all of them there.
         num_tags: How many paths the model's control tokens tell apart: ``{tag}`` in ``start`` and
             ``close`` counts from 1 to this and starts again; ``None`` never starts again.
@@ -90,7 +90,7 @@ class OutlineRule:
     Attributes:
         tries: Places of an answer in which a list is looked for, before it goes on as text.
         max_title_tokens: A heading longer than this is none.
-        invite: Whether the first number is written for the model behind a paragraph; behind a colon
+        invite: Whether the first number is written for the model after a paragraph; after a colon
             a list is always the model's own idea.
 
     """
@@ -105,7 +105,7 @@ class StartRule:
     """A conclusion's start in answers that read like something.
 
     Attributes:
-        match: Regular expression that is looked for in the text in front of the list and its
+        match: Regular expression that is looked for in the text before the list and its
             titles.
         start: Forced in place of ``[join] start``.
 
@@ -122,8 +122,8 @@ class JoinRule:
     Attributes:
         start: Forced at the start of the conclusion; must not be empty.
         mode: ``kv`` reuses the K/V of all paths; ``reprefill`` computes a linear, causal copy.
-        position: Where a conclusion over reused K/V starts: behind the ``longest`` path (the one
-            that reaches furthest), or behind the ``total`` of all paths laid end to end. A linear
+        position: Where a conclusion over reused K/V starts: after the ``longest`` path (the one
+            that reaches furthest), or after the ``total`` of all paths laid end to end. A linear
             copy has the positions of its text.
         first_only: Forced text at the start of every path that only the first one keeps in the
             answer (it must be how ``[path] start`` begins).

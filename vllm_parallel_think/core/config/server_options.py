@@ -34,7 +34,7 @@ class ServerOptions:
         thought_embeddings: A ``.safetensors`` file with ParaThinker's thought embeddings for this
             model, for profiles whose paths have ``num_tags``; ``None`` for none.
         vote_pattern: Regular expression that finds the final answer of a text for ``pt_vote`` (its
-            first group, its last match), in front of ``\\boxed{}`` and the last number. It sees the
+            first group, its last match), before ``\\boxed{}`` and the last number. It sees the
             last 4096 characters of a text; an expression that takes exponential time on those (as
             nested repetitions do) would stop the engine.
         block_size: KV block size when ``--block-size`` is not given; small blocks waste fewer slots

@@ -32,7 +32,7 @@ class Budget:
         return -(-len(node.tokens) // self._limits.block_size)
 
     def fits_in_index(self, node: Node, names: Sequence[PathName]) -> bool:
-        """Whether paths behind a node have room for some tokens, and a conclusion behind them."""
+        """Whether paths after a node have room for some tokens, and a conclusion after them."""
         enough = self.path_room(node, len(names)) >= self.min_path_blocks(names)
         return enough and self._positions_fit(node, names)
 
@@ -62,7 +62,7 @@ class Budget:
         return -(-length // self._limits.block_size) + self._close_blocks()
 
     def fits_draft(self, lane: Lane, num_given: int) -> bool:
-        """Whether one more title fits behind so many given tokens, whatever stands in front."""
+        """Whether one more title fits after so many given tokens, whatever stands before them."""
         outline = self._profile.outline
         assert outline is not None
         room = (lane.room - self._used(lane)) * self._limits.block_size
@@ -89,7 +89,7 @@ class Budget:
     def _bound_below(self, node: Node, num_visible: int) -> None:
         """Say what the client's ``min_tokens`` asks of a node.
 
-        What stands in front of a path must not depend on how fast its siblings are, so only what
+        What stands before a path must not depend on how fast its siblings are, so only what
         the path sees counts.
         """
         own = node.num_visible
@@ -149,13 +149,13 @@ class Budget:
 
     def _positions_left(self, position: int, *, in_path: bool) -> int:
         """Positions for sampled tokens from here on, less those of what must still follow."""
-        behind = 1
+        after = 1
         if in_path:
             rule = self._profile
             parts = (rule.path.close, rule.path.after)
-            behind += MIN_CONCLUSION_TOKENS + self._grammar.longest_join_start
-            behind += sum(len(self._grammar.forced(p)) for p in parts)
-        return self._limits.index_blocks * self._limits.block_size - position - behind
+            after += MIN_CONCLUSION_TOKENS + self._grammar.longest_join_start
+            after += sum(len(self._grammar.forced(p)) for p in parts)
+        return self._limits.index_blocks * self._limits.block_size - position - after
 
     def _used(self, lane: Lane) -> int:
         return sum(self.blocks_of(node) for node in lane.all_nodes if not node.retired)

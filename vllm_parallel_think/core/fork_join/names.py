@@ -11,8 +11,8 @@ NAME_SPAN = 256
 line: what was read before is looked at again no further back than this."""
 
 READ_EVERY = 4096
-"""Characters that are collected before names are looked for in them: the most, with a span in front
-of them, that one search of the regular expression sees."""
+"""Characters that are collected before names are looked for in them: the most, with a span before
+them, that one search of the regular expression sees."""
 
 
 class NameReader:
@@ -78,7 +78,7 @@ class NameReader:
             elif name is not None and name.name not in settled:
                 growing.setdefault(name.name, name)
         self._pos = max(self._pos, end - NAME_SPAN)
-        # What stands in front of the place to go on from is kept for a pattern that looks behind.
+        # What stands before the place to go on from is kept for a pattern that looks back.
         cut = max(0, self._pos - NAME_SPAN)
         self._text, self._pos = text[cut:], self._pos - cut
         return (*settled.values(), *growing.values())

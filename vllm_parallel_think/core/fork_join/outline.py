@@ -1,7 +1,7 @@
 """Lists that an answer begins: where that may be, their titles, and where a point ends.
 
 The titles are found out in a draft that the client never sees. It is written item by item, each
-behind the titles in front of it, so that the model goes on to the next title instead of explaining
+after the titles before it, so that the model goes on to the next title instead of explaining
 the last one. All three readers take text, token by token, and keep only what they still need.
 """
 
@@ -13,10 +13,10 @@ _COLONS = ":："
 _WIDE_STOPS = "。！？"
 _STOPS = ".!?…" + _WIDE_STOPS
 _CLOSERS = "\"'`)]}*_”’»）】」』"
-"""May stand between the end of a sentence and the blank behind it."""
+"""May stand between the end of a sentence and the blank after it."""
 
 CLOSE_FENCE = "\n```"
-"""Forced behind a point that its budget ends inside a block of code."""
+"""Forced after a point that its budget ends inside a block of code."""
 
 _FENCES = ("```", "~~~")
 _MATH = {"$$": "$$", "\\[": "\\]"}
@@ -25,7 +25,7 @@ _MARKS = (*_FENCES, *_MATH, *_MATH.values())
 _HEADING = re.compile(
     r"\s*(?:#{1,6}\s+)?(?:\*\*|__)?\s*(?:(\d{1,2})[.)、．]|[-–•*](?=\s))?\s*(?:\*\*|__)?\s*"
 )
-"""What stands in front of a title; group 1 is its number."""
+"""What stands before a title; group 1 is its number."""
 
 _MAX_HEADING = 24
 """Characters in which a heading has begun, if it ever does."""
@@ -96,33 +96,33 @@ class Prose:
 
 
 class PlaceReader:
-    """Finds places in an answer where a list may begin: between two paragraphs, behind a colon."""
+    """Finds places in an answer where a list may begin: between two paragraphs, after a colon."""
 
     def __init__(self) -> None:
         self._prose = Prose()
         self._seen = False
 
     def feed(self, piece: str) -> bool:
-        """Take a token's text; return whether a list may begin behind it."""
+        """Take a token's text; return whether a list may begin after it."""
         prose = self._prose
         prose.feed(piece)
         if prose.num_breaks == 0:
             self._seen = False
             return False
-        is_place = prose.num_breaks > 1 or self.behind_colon
+        is_place = prose.num_breaks > 1 or self.after_colon
         if self._seen or not is_place or not prose.last or prose.in_block or prose.has_code:
             return False
         self._seen = True
         return True
 
     @property
-    def behind_colon(self) -> bool:
+    def after_colon(self) -> bool:
         """Whether the text announces what comes now: then it is up to the model what that is."""
         return self._prose.last != "" and self._prose.last in _COLONS
 
 
 class TitleReader:
-    """Reads one title of the draft, behind a number that is there already or not.
+    """Reads one title of the draft, after a number that is there already or not.
 
     Attributes:
         title: The title, once it is complete; empty if the model writes no heading.
@@ -185,7 +185,7 @@ class Draft:
 
     @property
     def text(self) -> str:
-        """What stands in front of the next title."""
+        """What stands before the next title."""
         lines = "".join(f"{n + 1}. {title}\n" for n, title in enumerate(self.titles))
         return f"{lines}{len(self.titles) + 1}." if self._numbered else lines
 
@@ -213,14 +213,14 @@ def _folded(title: str) -> str:
 
 
 class PointReader:
-    """Finds where a point ends: at a blank line or in front of the next heading.
+    """Finds where a point ends: at a blank line or before the next heading.
 
-    Neither counts inside code and math, nor a blank line behind a colon or a formula: the sentence
+    Neither counts inside code and math, nor a blank line after a colon or a formula: the sentence
     goes on.
 
     Args:
         following: Number of the next heading; ``None`` takes any number for one.
-        sentence_after: Tokens behind which the end of a sentence ends the point, too.
+        sentence_after: Tokens after which the end of a sentence ends the point, too.
 
     """
 
@@ -241,7 +241,7 @@ class PointReader:
         return self._prose.num_breaks
 
     def ends_before(self, piece: str) -> bool:
-        """Whether the point ended in front of a token, whose text this is."""
+        """Whether the point ended before a token, whose text this is."""
         prose = self._prose
         if prose.in_block or not prose.last:
             return False

@@ -34,7 +34,7 @@ class BranchEnd:
     """A path wrote its end tag, or a conclusion the tag that ends the answer.
 
     Attributes:
-        before: Whether the branch ended in front of its last token, which is none of its text.
+        before: Whether the branch ended before its last token, which is none of its text.
 
     """
 
@@ -64,7 +64,7 @@ Event = ForkSeen | BranchEnd | ListDue | TitleSeen
 
 
 _SENTENCE_SHARE = 0.75
-"""Share of its budget behind which a point ends with a sentence rather than in the next one."""
+"""Share of its budget after which a point ends with a sentence rather than in the next one."""
 
 
 def _late(budget: int | None) -> int | None:
@@ -151,7 +151,7 @@ class Grammar:
             in_path: Whether the branch belongs to a path, which ends at the path's end tag.
             concludes: Whether the branch is a conclusion of the trunk, which may end the answer.
             max_names: Paths that the request may open at once.
-            seed: Forced text in front of the branch that its path names may start in.
+            seed: Forced text before the branch that its path names may start in.
             forks: Whether the branch may fork at all; otherwise only a path's end is looked for.
             name: The path's name.
             budget: Tokens that the path or the conclusion may sample, if that is bounded.
@@ -224,7 +224,7 @@ class Scanner:
         begin = end_of(self._rule.names_after)
         if begin and self._names is not None:
             self._names.start(text[begin:])
-        # No tag is longer, and what was in front of the names is none of theirs.
+        # No tag is longer, and what was before the names is none of theirs.
         self._text = text[max(begin, len(text) - self._longest_tag) :]
         # Ends first, as a grammar may fork and end paths by the same text.
         if end_of(self._inner_open):
@@ -304,7 +304,7 @@ class PlaceScanner(Scanner):
         if not self._reader.feed(self.characters.feed(token_id)) or not self._tries:
             return None
         self._tries -= 1
-        return ListDue(self._invites and not self._reader.behind_colon)
+        return ListDue(self._invites and not self._reader.after_colon)
 
     def stop_forks(self) -> None:
         """Look for no more places."""
@@ -343,14 +343,14 @@ class PointScanner(Scanner):
         self._num_breaks = 0
 
     def feed(self, token_id: int) -> Event | None:
-        """Take the next sampled token; return whether the point ends with it or in front of it."""
+        """Take the next sampled token; return whether the point ends with it or before it."""
         piece = self.characters.feed(token_id)
         before, self._num_breaks = self._reader.ends_before(piece), self._reader.num_breaks
         # A token that may not end an answer is text, so it is read in any case.
-        behind = self._reader.ends_with(piece)
+        ends = self._reader.ends_with(piece)
         if not before:
             self._num_breaks = self._reader.num_breaks
-        return BranchEnd(before) if before or behind else None
+        return BranchEnd(before) if before or ends else None
 
     def close(self, close: str) -> str:
         """Return what must follow the point's text, without the line breaks it has already."""

@@ -6,7 +6,7 @@ text of the branch they stand in, as they do in the engine, but must have the gr
 same. A text that breaks that form is read once more as the engine reads it, which knows the tags
 only that fork a branch or end one: if the paths of a fork and its conclusion are all there, the
 break is a note. An answer that the profile ends with its conclusion (``[join] end``) ends there:
-white space behind that tag is noted, as a token may carry it along, and anything else breaks the
+white space after that tag is noted, as a token may carry it along, and anything else breaks the
 grammar. Once the text is understood, a
 :class:`~vllm_parallel_think.core.fork_join.group.Group` replays it, so that positions and figures
 are the engine's own. Two things a text does not show: whether a path's end tag was forced because
@@ -14,7 +14,7 @@ a budget ran out (it counts as generated), and end-of-sequence tokens (they are 
 """
 
 from .answer import Trace, trace
-from .errors import GrammarError
+from .cursor import GrammarError
 from .pieces import PIECE_RULE, PieceVocabulary
 from .replay import ReplayedBranch
 from .report import render, render_json

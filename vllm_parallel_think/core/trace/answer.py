@@ -8,7 +8,7 @@ from typing import Any
 from ..config.profile import Profile
 from ..errors import OptionError
 from ..vocabulary import Vocabulary
-from .errors import GrammarError
+from .cursor import GrammarError
 from .pieces import PieceVocabulary
 from .points import read_points
 from .reader import Reader

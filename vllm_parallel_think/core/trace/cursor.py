@@ -1,12 +1,38 @@
-"""A text, and where its reader stands in it."""
+"""A text, where its reader stands in it, and the error of one that breaks its grammar."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from .errors import GrammarError
 from .wording import loose
+
+
+class GrammarError(Exception):
+    """The first place where a text breaks its grammar.
+
+    Attributes:
+        reason: What is wrong, in a few words.
+        line: Line of the place, from 1.
+        column: Column of the place, from 1.
+        found: What stands there.
+        allowed: What may stand there.
+
+    """
+
+    def __init__(self, reason: str, line: int, column: int, found: str, allowed: Sequence[str]):
+        self.reason, self.line, self.column = reason, line, column
+        self.found, self.allowed = found, tuple(allowed)
+        super().__init__(
+            f"line {line}, column {column}: {reason}\n"
+            f"  found:   {found}\n  allowed: {' or '.join(self.allowed)}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as plain values."""
+        keys = ("reason", "line", "column", "found", "allowed")
+        return {key: getattr(self, key) for key in keys}
 
 
 class Cursor:
@@ -38,7 +64,7 @@ class Cursor:
         return True
 
     def next_piece(self, *stops: int | None) -> str:
-        """Step over the next tag, or the text up to it, or up to a stop in front of that."""
+        """Step over the next tag, or the text up to it, or up to a stop before that."""
         found = self._lexer.search(self.text, self.pos)
         end = len(self.text) if found is None else found.start() or found.end()
         if found is not None and found.start() == self.pos:
@@ -54,7 +80,7 @@ class Cursor:
         return min((at + len(tag) for tag, at in found if at >= 0), default=None)
 
     def check_nothing_behind(self) -> None:
-        """Note white space behind the tag that ends the answer; refuse anything else."""
+        """Note white space after the tag that ends the answer; refuse anything else."""
         rest = self.text[self.pos :]
         if rest.strip():
             raise self.error("text behind the end of the answer", ["end of text"])

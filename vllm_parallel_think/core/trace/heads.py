@@ -1,4 +1,4 @@
-"""Path heads: what each path starts with, and what is wrong where a text differs."""
+"""The tags of a profile, and its path heads: what each path starts with, and what is wrong."""
 
 from __future__ import annotations
 
@@ -6,11 +6,37 @@ import re
 from collections.abc import Sequence
 
 from ..branch_graph import PathName
-from ..config.profile import Profile
-from .cursor import Cursor
-from .errors import GrammarError
-from .tags import Tags
+from ..config.profile import ForkRule, JoinRule, PathRule, Profile
+from .cursor import Cursor, GrammarError
 from .wording import loose, text_of
+
+TAG = re.compile(r"</?[A-Za-z][\w-]*>")
+
+
+class Tags:
+    """The tags of a profile by their part in a block."""
+
+    def __init__(self, fork: ForkRule, path: PathRule, join: JoinRule) -> None:
+        openings = [tag for tag in map(str, fork.trigger) if opens(tag)]
+        block = fork.open or fork.names_after or (openings[0] if openings else None)
+        self.block = str(block) if block is not None else None
+        self.outline = str(fork.names_after) if fork.names_after is not None else None
+        self.items = TAG.findall(fork.names or "")
+        self.join = TAG.findall(text_of(join.start))
+        named = [*fork.trigger, *path.end, *path.start, *path.close, *join.start, *self.items]
+        named += [tag for tag in (fork.open, fork.names_after, path.open) if tag is not None]
+        found = {tag for text in named for tag in TAG.findall(str(text))}
+        found |= {"</" + tag[1:] if opens(tag) else "<" + tag[2:] for tag in found}
+        self.all = frozenset(found)
+        others = [*found, *map(str, fork.trigger), *map(str, path.end)]
+        self.lexer = re.compile(
+            "|".join(sorted(map(re.escape, set(others)), key=len, reverse=True))
+        )
+
+
+def opens(tag: str) -> bool:
+    """Say whether a text is an opening tag."""
+    return TAG.fullmatch(tag) is not None and not tag.startswith("</")
 
 
 class Heads:
@@ -22,7 +48,7 @@ class Heads:
         self._cursor = cursor
 
     def text(self, name: PathName, index: int) -> str:
-        """Return what the engine writes in front of a block's path number ``index``, from 0."""
+        """Return what the engine writes before a block's path number ``index``, from 0."""
         head = text_of(self._profile.path.start, name)
         return head.removeprefix(text_of(self._profile.join.first_only)) if index else head
 
@@ -59,7 +85,7 @@ class Heads:
         return self._cursor.error(reason, allowed, offset)
 
     def surplus(self, names: Sequence[PathName], found: re.Match[str]) -> GrammarError:
-        """Say what is wrong with a path behind the last one of its block."""
+        """Say what is wrong with a path after the last one of its block."""
         allowed = [repr(text_of(self._profile.join.start))] if self._tags.join else self._closers()
         if not found.re.groups:
             reason = f"path {len(names) + 1} is one more than the {len(names)} the profile opens"

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from ..branch_graph import PathName
 from ..config.profile import Profile
 from ..fork_join.tag_scanner import ForkSeen
-from .cursor import Cursor
-from .errors import GrammarError
-from .heads import Heads
-from .tags import Tags, opens
+from .cursor import Cursor, GrammarError
+from .heads import Heads, Tags, opens
 from .wording import loose
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .tags import TAG
+from .heads import TAG
 
 _PIECE = re.compile(rf"{TAG.pattern}|\n| ?\w+| ?(?!{TAG.pattern})[^\w\s]|[^\S\n]+")
 
 PIECE_RULE = "tags, line breaks, words and punctuation marks"
-"""What counts as a token without a tokenizer; a blank belongs to the word behind it."""
+"""What counts as a token without a tokenizer; a blank belongs to the word after it."""
 
 
 class PieceVocabulary:

@@ -41,7 +41,7 @@ def read_points(text: str, profile: Profile) -> list[Step]:
 
 
 def _heads(text: str, pos: int, profile: Profile) -> list[re.Match[str]]:
-    """Return the headings in front of the points, numbered from 1 on."""
+    """Return the headings before the points, numbered from 1 on."""
     heads: list[re.Match[str]] = []
     while True:
         head = text_of(profile.path.start, PathName(str(len(heads) + 1), "{title}"))

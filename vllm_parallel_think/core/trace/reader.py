@@ -9,10 +9,9 @@ from ..branch_graph import PathName
 from ..config.profile import MAX_PATHS_LIMIT, Profile
 from ..fork_join.tag_scanner import BranchEnd, ForkSeen, Grammar, Scanner
 from .cursor import Cursor
-from .heads import Heads
+from .heads import TAG, Heads, Tags, opens
 from .nesting import Frame, Nesting
 from .steps import Block, Step
-from .tags import TAG, Tags, opens
 from .wording import PLENTY, text_of
 
 
@@ -20,7 +19,7 @@ class Reader:
     """Reads a text by its grammar, from left to right."""
 
     def __init__(self, text: str, profile: Profile, *, by_form: bool = True) -> None:
-        """Start in front of a text.
+        """Start before a text.
 
         Args:
             text: A finished answer.
@@ -174,7 +173,7 @@ class Reader:
         return None
 
     def _ends_by_close(self, offset: int, ends: Sequence[str], behind: Sequence[str]) -> bool:
-        """Say whether a path's end is here, by what the engine writes behind it.
+        """Say whether a path's end is here, by what the engine writes after it.
 
         A path that opened another one and left it open was closed by the engine, which a scanner
         takes for the inner one's end.
@@ -193,7 +192,7 @@ class Reader:
         found = found or self._heads.pattern(0).search(text, start)
         if found is None:
             return None
-        # White space in front of the heading is the outline's, but for what the engine writes.
+        # White space before the heading is the outline's, but for what the engine writes.
         head = self._heads.text(PathName(""), 0)
         lead = head[: len(head) - len(head.lstrip())]
         first = found.start() + len(found[0]) - len(found[0].lstrip())

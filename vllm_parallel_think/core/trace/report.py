@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from .answer import Trace
-from .errors import GrammarError
+from .cursor import GrammarError
 
 
 def render(result: Trace, counted_by: str) -> str:
