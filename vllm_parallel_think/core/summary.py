@@ -121,9 +121,22 @@ class Summary:
         return round(self.generated_tokens / self.critical_path_tokens, 4)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values, as the client gets them."""
-        values: dict[str, Any] = {key: getattr(self, key) for key in _PLAIN}
-        values["fallbacks"] = {reason.value: num for reason, num in self.fallbacks.items()}
+        """Return the figures as plain values, in the order in which clients get them."""
+        values: dict[str, Any] = {
+            "profile": self.profile,
+            "join": self.join,
+            "forks": self.forks,
+            "paths": self.paths,
+            "widest_fork": self.widest_fork,
+            "depth": self.depth,
+            "generated_tokens": self.generated_tokens,
+            "forced_tokens": self.forced_tokens,
+            "critical_path_tokens": self.critical_path_tokens,
+            "parallelism_ratio": self.parallelism_ratio,
+            "reused_kv_tokens": self.reused_kv_tokens,
+            "cut_paths": self.cut_paths,
+            "fallbacks": {reason.value: num for reason, num in self.fallbacks.items()},
+        }
         if self.reused_tags is not None:
             values["reused_tags"] = self.reused_tags
         if self.votes is not None:
@@ -132,11 +145,3 @@ class Summary:
             workers = [dict(vars(worker)) for worker in self.hogwild.workers]
             values["hogwild"] = {**vars(self.hogwild), "workers": workers}
         return values
-
-
-_PLAIN = (
-    *("profile", "join", "forks", "paths", "widest_fork", "depth"),
-    *("generated_tokens", "forced_tokens", "critical_path_tokens", "parallelism_ratio"),
-    *("reused_kv_tokens", "cut_paths"),
-)
-"""Keys of every summary, in the order in which clients get them."""

@@ -8,9 +8,10 @@ only that fork a branch or end one: if the paths of a fork and its conclusion ar
 break is a note. An answer that the profile ends with its conclusion (``[join] end``) ends there:
 white space after that tag is noted, as a token may carry it along, and anything else breaks the
 grammar. Once the text is understood, a
-:class:`~vllm_parallel_think.core.fork_join.group.Group` replays it, so that positions and figures
-are the engine's own. Two things a text does not show: whether a path's end tag was forced because
-a budget ran out (it counts as generated), and end-of-sequence tokens (they are not counted).
+:class:`~vllm_parallel_think.core.fork_join.group.ForkJoinGroup` replays it, so that positions and
+figures are the engine's own. Two things a text does not show: whether a path's end tag was forced
+because a budget ran out (it counts as generated), and end-of-sequence tokens (they are not
+counted).
 """
 
 from .answer import Trace, trace
