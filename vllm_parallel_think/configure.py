@@ -8,12 +8,12 @@ from dataclasses import replace
 import vllm
 from packaging.version import Version
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.platforms import CpuArchEnum, current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from .attention.thought_embeddings import check_file, shape_of
+from .compat.logger import init_logger
 from .core.config.hogwild_profile import HogwildProfile
 from .core.config.options import FLAG, ServerOptions
 from .core.errors import OptionError

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config
 
 from spec_decode.judge_head import load_head
 from spec_decode.rules import RULES, FLy, Rule, parameters
 from spec_decode.vocabulary import VocabularyContents, refuse_other
 
+from ..compat.logger import init_logger
 from ..core.errors import OptionError, quoted, shortened
 
 logger = init_logger(__name__)

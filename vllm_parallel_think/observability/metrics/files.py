@@ -8,7 +8,6 @@ place are counted in memory, and get theirs when there is room.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 from collections import deque
@@ -18,9 +17,10 @@ from typing import Any
 
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
+from ...compat.logger import init_logger
 from .outage import Outage
 
-logger = logging.getLogger("vllm.parallel_think")
+logger = init_logger(__name__)
 
 INITIAL_BYTES = 1 << 16
 _MOST_BESIDE_KEY = 32
