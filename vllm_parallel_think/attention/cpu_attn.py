@@ -16,9 +16,9 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
+from ..validation import refuse_attention
 from . import step_state
 from .hogwild_rows import HogwildRows
-from .refusals import refuse_unsupported
 from .row_plan import plan_rows
 from .thoughts import with_thoughts
 
@@ -85,7 +85,7 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_unsupported(self)
+        refuse_attention(self)
 
     def do_kv_cache_update(
         self,

@@ -19,9 +19,9 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, is_quantized_kv_cache
 
 from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
+from ..validation import refuse_attention, refuse_layers
 from . import step_state
 from .hogwild_rows import HogwildRows
-from .refusals import refuse_unsupported
 from .row_plan import plan_rows
 from .thoughts import with_thoughts
 
@@ -101,7 +101,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
 
         """
         model = self.model_config
-        features = {
+        reasons = {
             "decode context parallelism": self.dcp_world_size > 1,
             # Headers are kept by vLLM's blocks, block tables name the kernel's.
             f"attention in kernel blocks of {self.block_size} tokens inside KV blocks of "
@@ -109,7 +109,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             "a model with bidirectional attention inside a prompt": model.is_mm_prefix_lm,
             "a model with reference sliding-window attention": model.rswa_window is not None,
         }
-        _refuse(features)
+        refuse_layers(reasons)
 
 
 class GroupFlashImpl(FlashAttentionImpl):
@@ -117,12 +117,8 @@ class GroupFlashImpl(FlashAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_unsupported(self)
-        _refuse(
-            {
-                f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
-            }
-        )
+        refuse_attention(self)
+        refuse_layers({f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER})
 
     def do_kv_cache_update(
         self,
@@ -222,12 +218,3 @@ def logical_cache(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor,
     """
     keys, values = kv_cache.transpose(1, 2).split(head_size, dim=-1)
     return keys, values
-
-
-def _refuse(features: dict[str, bool]) -> None:
-    for feature, present in features.items():
-        if present:
-            raise NotImplementedError(
-                f"parallel_think cannot serve {feature}; remove parallel_think from "
-                "--additional-config to serve it without branches"
-            )

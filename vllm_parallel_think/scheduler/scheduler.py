@@ -36,8 +36,9 @@ from ..core.hogwild.prompts import HogwildPrompts
 from ..core.interface import Cause, Limits, Verdict
 from ..observability.observer import Observer
 from ..scheduler_output import HogwildUpdate, KVSwap, with_groups
-from ..settings import Settings, workers_refusal
+from ..settings import Settings
 from ..tokenizer import TokenizerVocabulary
+from ..validation import workers_refusal
 from . import client_output
 from .block_headers import BlockHeaderBook
 from .branch_request import branch_request

@@ -18,7 +18,8 @@ from ..judge import install
 from ..judge.acceptance_metrics import JudgeCounter
 from ..judge.verifier import Verifier
 from ..scheduler_output import GroupSchedulerOutput
-from ..settings import Settings, workers_refusal
+from ..settings import Settings
+from ..validation import workers_refusal
 from .kv_swap import HostCopies
 from .penalties import count_written
 
