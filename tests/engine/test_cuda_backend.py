@@ -35,8 +35,8 @@ from vllm.v1.worker.gpu_worker import Worker
 from attention_kernels import Rotary
 from vllm_parallel_think import configure
 from vllm_parallel_think.attention import flash_attn, step_state
+from vllm_parallel_think.attention.block_headers import BlockHeaderTensors
 from vllm_parallel_think.attention.hogwild_rows import HogwildState
-from vllm_parallel_think.attention.step_state import BlockHeaderTensors
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.hogwild.cache_layout import Run
 from vllm_parallel_think.scheduler_output import HogwildUpdate

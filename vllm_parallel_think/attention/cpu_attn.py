@@ -20,7 +20,7 @@ from ..validation import refuse_attention
 from . import step_state
 from .hogwild_rows import HogwildRows
 from .row_plan import plan_rows
-from .thoughts import with_thoughts
+from .thought_embeddings import with_thoughts
 
 
 @dataclass
@@ -57,10 +57,10 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
-        headers = step_state.current()
-        if headers is None or not headers.has_branches:
+        header_tensors = step_state.current()
+        if header_tensors is None or not header_tensors.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
+        plan, team, seq_lens = plan_rows(common_attn_metadata, header_tensors)
         planned = 0 if plan is None or plan.row_mask is None else int(plan.row_mask.sum())
         num_team = 0 if team is None else len(team.rows)
         if not planned + num_team:

@@ -23,7 +23,7 @@ from ..validation import refuse_attention, refuse_layers
 from . import step_state
 from .hogwild_rows import HogwildRows
 from .row_plan import plan_rows
-from .thoughts import with_thoughts
+from .thought_embeddings import with_thoughts
 
 PROVIDER = "triton"
 
@@ -79,10 +79,10 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> FlashAttentionMetadata:
-        headers = step_state.current()
-        if headers is None or not headers.has_branches:
+        header_tensors = step_state.current()
+        if header_tensors is None or not header_tensors.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
+        plan, team, seq_lens = plan_rows(common_attn_metadata, header_tensors)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -60,7 +59,7 @@ class HogwildState:
         return bool(self._active)
 
     def apply(self, output: SchedulerOutput, updates: Sequence[HogwildUpdate]) -> None:
-        """Take note of a step before it is computed."""
+        """Follow a step before it is computed."""
         for update in updates:
             self._update(update)
         if not self._teams:
@@ -81,7 +80,7 @@ class HogwildState:
         }
 
     def rest(self) -> None:
-        """Take note of a batch without workers."""
+        """Follow a batch without workers."""
         self._active = {}
 
     def rows(self, metadata: CommonAttentionMetadata) -> HogwildRows | None:
@@ -173,30 +172,3 @@ def row_ids_of(runner: Any) -> RowIds:
         return [names[index] for index in metadata.req_idx.tolist()]
 
     return by_state if hasattr(runner, "req_states") else by_batch
-
-
-def rotary_of(model: torch.nn.Module) -> Rotary | None:
-    """Return how a model rotates, or ``None`` if its layers do not rotate all alike.
-
-    The frequencies are read off the angle at position 1, computed anew in float32 as vLLM does at
-    load: whatever scaling the model has is in them, and YaRN's factor of the amplitude is not.
-    """
-    found: list[Rotary] = []
-    for module in model.modules():
-        compute = getattr(module, "_compute_cos_sin_cache", None)
-        if compute is None:
-            continue
-        cos, sin = compute()[1].double().chunk(2)
-        inv_freq = torch.atan2(sin, cos).cpu()
-        rotary = Rotary(inv_freq, 2 * len(inv_freq), bool(module.is_neox_style))
-        if not any(_same(rotary, other) for other in found):
-            found.append(rotary)
-    return found[0] if len(found) == 1 else None
-
-
-def _same(one: Rotary, other: Rotary) -> bool:
-    return (
-        one.is_neox_style == other.is_neox_style
-        and one.rotary_dim == other.rotary_dim
-        and torch.equal(one.inv_freq, other.inv_freq)
-    )

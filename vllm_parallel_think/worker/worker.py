@@ -11,8 +11,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.worker_base import WorkerBase
 
 from ..attention import step_state
-from ..attention.hogwild_rows import HogwildState, rotary_of, row_ids_of
-from ..attention.step_state import BlockHeaderTensors
+from ..attention.block_headers import BlockHeaderTensors
+from ..attention.hogwild_rows import HogwildState, row_ids_of
+from ..attention.model_rotary import common_rotary
 from ..attention.thought_embeddings import ThoughtEmbeddings, load, shape_of
 from ..judge import install
 from ..judge.acceptance_metrics import JudgeCounter
@@ -82,7 +83,7 @@ class GroupWorkerMixin(WorkerBase):
         """
         if workers_refusal(self.vllm_config) is not None:
             return None
-        rotary = rotary_of(self.get_model())
+        rotary = common_rotary(self.get_model())
         if rotary is None:
             raise NotImplementedError(
                 f"parallel_think cannot see how {type(self.get_model()).__name__} rotates queries; "
