@@ -287,7 +287,7 @@ def test_workers_rows_turn_for_what_others_wrote(
     teams.apply(
         output, [HogwildUpdate("t", "combined", seen[0], history=seen[1:], live=((0, "r1"),))]
     )
-    headers.teams = teams
+    headers.hogwild = teams
     query, cache = make_query(), make_cache("NHD")
     got = forward(make_impl(), make_builder(config).build(0, common_metadata()), query, cache)
     expected = oracle(query, cache, FILL)

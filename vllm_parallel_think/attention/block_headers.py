@@ -19,7 +19,7 @@ class BlockHeaderTensors:
         position: [num_blocks] int64, RoPE position of slot 0, or ``NATURAL``.
         thought: [num_blocks] int64, thought embedding of the block's tokens; 0 is none.
         thoughts: The model's thought embeddings, if it is served with any.
-        teams: Groups whose workers see each other.
+        hogwild: Groups whose workers see each other.
         has_holes: Whether the current batch holds a branch with a prefix of its own.
 
     """
@@ -30,19 +30,19 @@ class BlockHeaderTensors:
         self.position = torch.full((num_blocks,), NATURAL, dtype=torch.int64, device=device)
         self.thought = torch.zeros(num_blocks, dtype=torch.int64, device=device)
         self.thoughts: ThoughtEmbeddings | None = None
-        self.teams: HogwildState | None = None
+        self.hogwild: HogwildState | None = None
         self.has_holes = False
 
     @property
     def has_branches(self) -> bool:
         """Whether the current batch holds a row whose attention is not vLLM's."""
-        return self.has_holes or (self.teams is not None and self.teams.is_active)
+        return self.has_holes or (self.hogwild is not None and self.hogwild.is_active)
 
     def begin_dummy(self) -> None:
         """Prepare for a batch that comes without the scheduler's output: it holds no branch."""
         self.has_holes = False
-        if self.teams is not None:
-            self.teams.rest()
+        if self.hogwild is not None:
+            self.hogwild.rest()
 
     def apply(self, headers: BlockHeaders) -> None:
         """Write changed headers; one copy to the device, ordered before the step's kernels."""

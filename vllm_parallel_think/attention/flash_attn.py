@@ -34,12 +34,12 @@ class GroupFlashMetadata(FlashAttentionMetadata):
 
     Attributes:
         plan: The rows whose block table has holes, and those that begin alike.
-        team: The rows of workers that see each other.
+        hogwild: The rows of workers that see each other.
 
     """
 
     plan: SegmentPlan | None = None
-    team: HogwildRows | None = None
+    hogwild: HogwildRows | None = None
 
 
 _STOCK_FIELDS = tuple(field.name for field in fields(FlashAttentionMetadata))
@@ -59,7 +59,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
     def get_cudagraph_support(
         cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
     ) -> AttentionCGSupport:
-        """Support what the stock backend does: branches never meet a full graph, see graphs.py.
+        """Support what the stock backend does: branches never meet a full graph (worker/cudagraph).
 
         Except where ranks must agree on a graph, whatever the branches of one of them.
         """
@@ -82,7 +82,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         header_tensors = step_state.current()
         if header_tensors is None or not header_tensors.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, team, seq_lens = plan_rows(common_attn_metadata, header_tensors)
+        plan, hogwild, seq_lens = plan_rows(common_attn_metadata, header_tensors)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.
@@ -90,7 +90,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             common_prefix_len, replace(common_attn_metadata, seq_lens=seq_lens), fast_build
         )
         return GroupFlashMetadata(
-            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan, team=team
+            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan, hogwild=hogwild
         )
 
     def _refuse_unsupported(self) -> None:
@@ -159,8 +159,8 @@ class GroupFlashImpl(FlashAttentionImpl):
             rows = (query[:num_tokens], kv_cache, output[:num_tokens])
             if attn_metadata.plan is not None:
                 self._attend_segments(layer, *rows, attn_metadata.plan)
-            if (team := attn_metadata.team) is not None:
-                self._attend_segments(layer, *rows, team.plan, team.rotary)
+            if (hogwild := attn_metadata.hogwild) is not None:
+                self._attend_segments(layer, *rows, hogwild.plan, hogwild.rotary)
         return result
 
     def _attend_segments(

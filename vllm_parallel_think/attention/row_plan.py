@@ -37,12 +37,12 @@ def plan_rows(
 
     """
     seq_lens = metadata.seq_lens.clone()
-    team = header_tensors.teams.rows(metadata) if header_tensors.teams is not None else None
+    hogwild = header_tensors.hogwild.rows(metadata) if header_tensors.hogwild is not None else None
     plan = _plan_holes(metadata, header_tensors) if header_tensors.has_holes else None
     starts = metadata.query_start_loc[: metadata.num_reqs + 1]
     query_lens = (starts[1:] - starts[:-1]).to(seq_lens.dtype)
-    if team is not None:
-        rows = torch.tensor(team.rows).to(seq_lens.device, non_blocking=True)
+    if hogwild is not None:
+        rows = torch.tensor(hogwild.rows).to(seq_lens.device, non_blocking=True)
         seq_lens[rows] = query_lens[rows]
         if plan is not None and plan.row_mask is not None:
             plan = replace(plan, row_mask=plan.row_mask.index_fill(0, rows, False))
@@ -50,7 +50,7 @@ def plan_rows(
         assert plan.row_mask is not None
         own = seq_lens[: metadata.num_reqs]
         own.copy_(torch.where(plan.row_mask, query_lens, own))
-    return plan, team, seq_lens
+    return plan, hogwild, seq_lens
 
 
 def _plan_holes(

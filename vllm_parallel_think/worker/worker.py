@@ -69,7 +69,7 @@ class GroupWorkerMixin(WorkerBase):
         )
         step_state.enter(self._tables)
         self._tables.thoughts = self._load_thoughts()
-        self._tables.teams = self._make_teams()
+        self._tables.hogwild = self._make_teams()
         super().initialize_from_config(kv_cache_config)
         self._refuse_foreign_attention(kv_cache_config)
         self._copies = HostCopies(self.model_runner.kv_caches, kv_cache_config.num_blocks)
@@ -112,9 +112,9 @@ class GroupWorkerMixin(WorkerBase):
                 if scheduler_output.headers is not None:
                     block_tables.apply(scheduler_output.headers)
                 self._written |= scheduler_output.written
-            if block_tables.teams is not None:
+            if block_tables.hogwild is not None:
                 updates = scheduler_output.teams if ours else ()
-                block_tables.teams.apply(scheduler_output, updates)
+                block_tables.hogwild.apply(scheduler_output, updates)
             block_tables.has_holes = ours and scheduler_output.has_branches
         if self._written:
             for req_id in scheduler_output.finished_req_ids:

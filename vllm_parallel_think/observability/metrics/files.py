@@ -71,7 +71,7 @@ def _allocate(path: Path, start: int, end: int) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), start, end - start)
             return
-        size = path.stat().st_size  # macOS has no such call: zeros behind the end do the same
+        size = path.stat().st_size  # macOS has no such call: zeros after the end do the same
         file.seek(size)
         file.write(bytes(max(0, end - size)))
 
