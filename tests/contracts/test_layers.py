@@ -55,7 +55,7 @@ LAYERS: dict[str, tuple[str, str]] = {
     "spec_decode.__main__": ("spec_decode spec_decode.training", ""),
     # Services that every process shares.
     "__init__": ("", ""),
-    "compat": ("core", "vllm torch"),
+    "compat": ("core", "vllm torch packaging"),
     "tokenizer": ("core", "vllm transformers"),
     "scheduler_output": ("core", "vllm"),
     "validation": ("core compat", "vllm"),
@@ -87,7 +87,7 @@ LAYERS: dict[str, tuple[str, str]] = {
         "core compat validation settings observability frontend scheduler attention judge worker",
         "vllm packaging",
     ),
-    "plugin": ("configure", "vllm"),
+    "plugin": ("configure compat", "vllm"),
     "__main__": ("core compat tokenizer configure", "transformers"),
     # Room that is kept.
     "curation": ("core spec_decode", "torch transformers"),
