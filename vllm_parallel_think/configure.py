@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import vllm
 from packaging.version import Version
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
-from vllm.platforms import CpuArchEnum, current_platform
+from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
-from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from .attention.thought_embeddings import check_file, shape_of
+from .compat.logger import init_logger
 from .core.config.hogwild_profile import HogwildProfile
 from .core.config.server_options import FLAG, ServerOptions
 from .core.errors import OptionError
 from .frontend import request_validation, response_summary, tokenwise
 from .judge import settings as judge_settings
 from .observability.metrics import export, refused_requests
-from .settings import Settings, raw_options, workers_refusal
+from .settings import Settings, raw_options
+from .validation import WAY_OUT, refuse_unsupported, workers_refusal
 
 logger = init_logger(__name__)
 
 SUPPORTED = (Version("0.32"), Version("0.34"))
 """vLLM versions from the first up to, not including, the second."""
-
-FP8_DTYPES = ("fp8", "fp8_e4m3")
-"""Quantized KV caches, with a scale a layer, that FlashAttention and our kernel read."""
 
 DEFAULT_BLOCK_SIZES = {"cpu": 32, "cuda": 16}
 
@@ -40,7 +36,6 @@ _WORKERS = {
     "vllm.v1.worker.cpu_worker.CPUWorker": "vllm_parallel_think.worker.cpu_worker.GroupCPUWorker",
     "vllm.v1.worker.gpu_worker.Worker": "vllm_parallel_think.worker.gpu_worker.GroupCUDAWorker",
 }
-WAY_OUT = f"or remove parallel_think from {FLAG.split()[0]}"
 
 
 def configure(vllm_config: VllmConfig) -> None:
@@ -93,59 +88,6 @@ def check_version(version: str) -> None:
             f"vllm-parallel-think supports vLLM >={low},<{high}, found {version}: "
             f"install a supported vLLM, {WAY_OUT}"
         )
-
-
-def refuse_unsupported(config: VllmConfig, options: ServerOptions) -> None:
-    """Refuse what a group cannot be served with.
-
-    Raises:
-        OptionError: Names the flag or the feature of the model, and the way out.
-
-    """
-    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
-    reasons = {
-        "a pooling model": model.runner_type != "generate",
-        "an MLA model": model.use_mla,
-        "an encoder-decoder model": model.is_encoder_decoder,
-        "a hybrid or Mamba model": model.is_hybrid or model.is_attention_free,
-        "a model with sliding-window or chunked attention": bool(model.get_sliding_window())
-        or model.attention_chunk_size is not None,
-        "a model with M-RoPE positions": model.uses_mrope,
-        "a diffusion model": model.is_diffusion,
-        "--kv-transfer-config": config.kv_transfer_config is not None,
-        "--ec-transfer-config": config.ec_transfer_config is not None,
-        "thought_embeddings with --speculative-config": (
-            options.thought_embeddings is not None and config.speculative_config is not None
-        ),
-        "--decode-context-parallel-size above 1": parallel.decode_context_parallel_size > 1,
-        "--prefill-context-parallel-size above 1": parallel.prefill_context_parallel_size > 1,
-        "--enable-dbo": parallel.enable_dbo,
-        "--no-enable-prefix-caching (a fork starts from cached blocks)": (
-            not cache.enable_prefix_caching
-        ),
-        "--skip-tokenizer-init": model.skip_tokenizer_init,
-        "--return-sampling-mask": model.return_sampling_mask,
-        "--enable-return-routed-experts": config.aux_output_config.enable_return_routed_experts,
-        "VLLM_USE_RUST_FRONTEND=1": os.environ.get("VLLM_USE_RUST_FRONTEND") == "1",
-        # A reused layer's tokens are a selection of the batch, the plan is for all of it.
-        "--kv-sharing-fast-prefill": cache.kv_sharing_fast_prefill,
-        # Such a graph replays the whole model, without the hook that sets positions.
-        "VLLM_USE_BREAKABLE_CUDAGRAPH=1 (set it to 0)": os.environ.get(
-            "VLLM_USE_BREAKABLE_CUDAGRAPH"
-        )
-        == "1",
-        f"--kv-cache-dtype {cache.cache_dtype}": (
-            is_quantized_kv_cache(cache.cache_dtype) and cache.cache_dtype not in FP8_DTYPES
-        ),
-    }
-    if current_platform.is_cpu():
-        reasons["--kv-cache-dtype on a CPU"] = cache.cache_dtype != "auto"
-        reasons["a CPU that is not x86-64"] = (
-            current_platform.get_cpu_architecture() != CpuArchEnum.X86
-        )
-    for reason, present in reasons.items():
-        if present:
-            raise OptionError(f"parallel_think cannot serve {reason}: drop it, {WAY_OUT}")
 
 
 def _prepare_workers(config: VllmConfig, settings: Settings) -> str | None:

@@ -1,4 +1,4 @@
-"""What the scheduler tells the worker, once a step and only in steps that concern groups."""
+"""What the scheduler sends to the worker, once a step and only in steps that concern groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BlockHeaders:
 
     Attributes:
         blocks: Physical block ids.
-        fill: Valid slots of each block; slots behind them are holes.
+        fill: Valid slots of each block; slots after them are holes.
         position: RoPE position of each block's slot 0, or :data:`NATURAL`.
         thought: Thought embedding of each block's tokens, or :data:`NO_THOUGHT`.
 
@@ -42,9 +42,9 @@ class HogwildUpdate:
         team: The client's request.
         layout: How the workers see each other.
         prompt: The prompt's tokens.
-        first: How many steps of the history the worker process knows already; what it knows behind
+        first: How many steps of the history the worker process knows already; what it knows after
             them is forgotten.
-        history: Finished steps behind those, in order of completion.
+        history: Finished steps after those, in order of completion.
         headers: Headers that are in the KV cache as a whole, by role.
         live: Request that writes a run, by role.
         ended: Whether the group is over; nothing else counts then.
@@ -63,7 +63,7 @@ class HogwildUpdate:
 
 @dataclass(frozen=True)
 class KVSwap:
-    """K/V that moves between the device and the host, in front of a step.
+    """K/V that moves between the device and the host, before a step.
 
     Attributes:
         team: The client's request whose K/V it is; it has one copy at most.
@@ -85,10 +85,10 @@ class GroupSchedulerOutput(SchedulerOutput):
     Attributes:
         headers: Changed block headers, to be applied before the step.
         has_branches: Whether a branch with a prefix of its own is in this batch.
-        written: Tokens of the answer in front of branches that enter the batch, by request id; only
+        written: Tokens of the answer before branches that enter the batch, by request id; only
             for those whose penalties count them.
         teams: Changes of groups whose workers see each other.
-        swaps: K/V to copy in front of the step, in order.
+        swaps: K/V to copy before the step, in order.
 
     """
 

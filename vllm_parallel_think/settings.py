@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from vllm.config import VllmConfig
 
@@ -73,32 +72,3 @@ def raw_options(vllm_config: VllmConfig) -> object | None:
     """Return what ``--additional-config`` says about this plugin, or ``None``."""
     additional = vllm_config.additional_config
     return additional.get(CONFIG_KEY) if isinstance(additional, dict) else None
-
-
-def workers_refusal(vllm_config: VllmConfig) -> str | None:
-    """Return why a server cannot run profiles with workers that see each other, if it cannot."""
-    parallel = vllm_config.parallel_config
-    reasons = {
-        "workers would see each other's unverified drafts: drop --speculative-config": (
-            vllm_config.speculative_config is not None
-        ),
-        "workers see each other's newest tokens: start the server with --no-async-scheduling": bool(
-            vllm_config.scheduler_config.async_scheduling
-        ),
-        "workers' rows must run in one forward: drop --pipeline-parallel-size": (
-            parallel.pipeline_parallel_size > 1
-        ),
-        "workers read each other's keys through rotated queries, which this model's positions "
-        "do not allow": not _rotates_alike(vllm_config.model_config.hf_text_config),
-    }
-    return next((reason for reason, present in reasons.items() if present), None)
-
-
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
-"""Kinds of rotary positions whose frequencies are the same for every length of a text."""
-
-
-def _rotates_alike(config: Any) -> bool:
-    """Whether all layers of a model rotate queries and keys by the same, fixed frequencies."""
-    rope = getattr(config, "rope_parameters", None)
-    return isinstance(rope, dict) and rope.get("rope_type") in ROPE_TYPES

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class TokenizerVocabulary:
     """Text of tokens, and tokens of forced text. Holds at most one string per token id.
 
-    Tokens are decoded behind an ordinary one, whose text is cut off again: SentencePiece tokenizers
-    drop the blank in front of whatever they decode first.
+    Tokens are decoded after an ordinary one, whose text is cut off again: SentencePiece tokenizers
+    drop the blank before whatever they decode first.
     """
 
     def __init__(self, tokenizer: Any) -> None:

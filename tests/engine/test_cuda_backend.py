@@ -35,8 +35,8 @@ from vllm.v1.worker.gpu_worker import Worker
 from attention_kernels import Rotary
 from vllm_parallel_think import configure
 from vllm_parallel_think.attention import flash_attn, step_state
+from vllm_parallel_think.attention.block_headers import BlockHeaderTensors
 from vllm_parallel_think.attention.hogwild_rows import HogwildState
-from vllm_parallel_think.attention.step_state import BlockHeaderTensors
 from vllm_parallel_think.core.errors import OptionError
 from vllm_parallel_think.core.hogwild.cache_layout import Run
 from vllm_parallel_think.scheduler_output import HogwildUpdate
@@ -287,7 +287,7 @@ def test_workers_rows_turn_for_what_others_wrote(
     teams.apply(
         output, [HogwildUpdate("t", "combined", seen[0], history=seen[1:], live=((0, "r1"),))]
     )
-    headers.teams = teams
+    headers.hogwild = teams
     query, cache = make_query(), make_cache("NHD")
     got = forward(make_impl(), make_builder(config).build(0, common_metadata()), query, cache)
     expected = oracle(query, cache, FILL)

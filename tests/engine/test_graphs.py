@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu import cudagraph_utils
 
-from vllm_parallel_think.attention.step_state import BlockHeaderTensors
+from vllm_parallel_think.attention.block_headers import BlockHeaderTensors
 from vllm_parallel_think.worker.cudagraph import keep_branches_out_of_full_graphs
 
 SIZES = [1, 2, 4, 8]

@@ -374,7 +374,7 @@ def test_clients_that_leave_take_nothing_with_them(make_engine: Any, recipe: Any
     assert not core.has_unfinished_requests()
     core.step()
     engine.assert_all_blocks_free()
-    assert not engine.worker._tables.teams._teams
+    assert not engine.worker._tables.hogwild._layouts
     engine.generate(
         [prompts(1)[0]], SamplingParams(max_tokens=2, extra_args={"parallel_think": "off"})
     )

@@ -332,7 +332,7 @@ def test_lost_blocks_of_a_prefix_tell_nobody_what_was_written(
 @contextmanager
 def capture_vllm(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let pytest see what vLLM's own handlers keep to themselves."""
-    logger = logging.getLogger("vllm_parallel_think")
+    logger = logging.getLogger("vllm.parallel_think")
     logger.addHandler(caplog.handler)
     try:
         yield

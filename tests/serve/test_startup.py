@@ -405,7 +405,7 @@ def test_what_workers_need(
     text_config: dict[str, Any], changes: dict[str, Any], says: str | None
 ) -> None:
     """Asked in the front end: what no worker could compute never reaches the engine."""
-    from vllm_parallel_think.settings import workers_refusal
+    from vllm_parallel_think.validation import workers_refusal
 
     config = {
         "speculative_config": None,

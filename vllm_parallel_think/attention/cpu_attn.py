@@ -16,11 +16,11 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
+from ..validation import refuse_attention
 from . import step_state
 from .hogwild_rows import HogwildRows
-from .refusals import refuse_unsupported
 from .row_plan import plan_rows
-from .thoughts import with_thoughts
+from .thought_embeddings import with_thoughts
 
 
 @dataclass
@@ -29,13 +29,13 @@ class GroupCPUMetadata(CPUAttentionMetadata):
 
     Attributes:
         plan: The rows that our kernel computes.
-        team: The rows of workers that see each other, computed by it as well.
+        hogwild: The rows of workers that see each other, computed by it as well.
         is_whole: Whether these are all rows of the batch: the stock kernel is not called at all.
 
     """
 
     plan: SegmentPlan | None = None
-    team: HogwildRows | None = None
+    hogwild: HogwildRows | None = None
     is_whole: bool = False
 
 
@@ -57,13 +57,13 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
-        headers = step_state.current()
-        if headers is None or not headers.has_branches:
+        header_tensors = step_state.current()
+        if header_tensors is None or not header_tensors.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
+        plan, hogwild, seq_lens = plan_rows(common_attn_metadata, header_tensors)
         planned = 0 if plan is None or plan.row_mask is None else int(plan.row_mask.sum())
-        num_team = 0 if team is None else len(team.rows)
-        if not planned + num_team:
+        num_hogwild = 0 if hogwild is None else len(hogwild.rows)
+        if not planned + num_hogwild:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         # The stock kernel computes all rows; those of the plan cost it next to nothing this way.
         metadata = super().build(
@@ -75,8 +75,8 @@ class GroupCPUMetadataBuilder(CPUAttentionMetadataBuilder):
         return GroupCPUMetadata(
             **values,
             plan=plan if planned else None,
-            team=team,
-            is_whole=planned + num_team == common_attn_metadata.num_reqs,
+            hogwild=hogwild,
+            is_whole=planned + num_hogwild == common_attn_metadata.num_reqs,
         )
 
 
@@ -85,7 +85,7 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_unsupported(self)
+        refuse_attention(self)
 
     def do_kv_cache_update(
         self,
@@ -125,8 +125,8 @@ class GroupCPUImpl(CPUAttentionBackendImpl):
         if isinstance(attn_metadata, GroupCPUMetadata):
             if attn_metadata.plan is not None:
                 self._attend(query, kv_cache, attn_metadata, attn_metadata.plan, output)
-            if (team := attn_metadata.team) is not None:
-                self._attend(query, kv_cache, attn_metadata, team.plan, output, team.rotary)
+            if (hogwild := attn_metadata.hogwild) is not None:
+                self._attend(query, kv_cache, attn_metadata, hogwild.plan, output, hogwild.rotary)
         return output
 
     def _attend(

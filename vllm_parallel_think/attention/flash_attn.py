@@ -19,11 +19,11 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, is_quantized_kv_cache
 
 from attention_kernels import Rotary, SegmentPlan, segmented_attention
 
+from ..validation import refuse_attention, refuse_layers
 from . import step_state
 from .hogwild_rows import HogwildRows
-from .refusals import refuse_unsupported
 from .row_plan import plan_rows
-from .thoughts import with_thoughts
+from .thought_embeddings import with_thoughts
 
 PROVIDER = "triton"
 
@@ -34,12 +34,12 @@ class GroupFlashMetadata(FlashAttentionMetadata):
 
     Attributes:
         plan: The rows whose block table has holes, and those that begin alike.
-        team: The rows of workers that see each other.
+        hogwild: The rows of workers that see each other.
 
     """
 
     plan: SegmentPlan | None = None
-    team: HogwildRows | None = None
+    hogwild: HogwildRows | None = None
 
 
 _STOCK_FIELDS = tuple(field.name for field in fields(FlashAttentionMetadata))
@@ -59,7 +59,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
     def get_cudagraph_support(
         cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
     ) -> AttentionCGSupport:
-        """Support what the stock backend does: branches never meet a full graph, see graphs.py.
+        """Support what the stock backend does: branches never meet a full graph (worker/cudagraph).
 
         Except where ranks must agree on a graph, whatever the branches of one of them.
         """
@@ -79,10 +79,10 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> FlashAttentionMetadata:
-        headers = step_state.current()
-        if headers is None or not headers.has_branches:
+        header_tensors = step_state.current()
+        if header_tensors is None or not header_tensors.has_branches:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        plan, team, seq_lens = plan_rows(common_attn_metadata, headers)
+        plan, hogwild, seq_lens = plan_rows(common_attn_metadata, header_tensors)
         # The stock kernel computes all rows, and FlashAttention 3 schedules them ahead by these
         # same lengths; rows of the plan cost it next to nothing this way. `max_seq_len` stays a
         # bound.
@@ -90,7 +90,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             common_prefix_len, replace(common_attn_metadata, seq_lens=seq_lens), fast_build
         )
         return GroupFlashMetadata(
-            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan, team=team
+            **{name: getattr(stock, name) for name in _STOCK_FIELDS}, plan=plan, hogwild=hogwild
         )
 
     def _refuse_unsupported(self) -> None:
@@ -101,7 +101,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
 
         """
         model = self.model_config
-        features = {
+        reasons = {
             "decode context parallelism": self.dcp_world_size > 1,
             # Headers are kept by vLLM's blocks, block tables name the kernel's.
             f"attention in kernel blocks of {self.block_size} tokens inside KV blocks of "
@@ -109,7 +109,7 @@ class GroupFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             "a model with bidirectional attention inside a prompt": model.is_mm_prefix_lm,
             "a model with reference sliding-window attention": model.rswa_window is not None,
         }
-        _refuse(features)
+        refuse_layers(reasons)
 
 
 class GroupFlashImpl(FlashAttentionImpl):
@@ -117,12 +117,8 @@ class GroupFlashImpl(FlashAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_unsupported(self)
-        _refuse(
-            {
-                f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER,
-            }
-        )
+        refuse_attention(self)
+        refuse_layers({f"{self.attn_type} attention": self.attn_type != AttentionType.DECODER})
 
     def do_kv_cache_update(
         self,
@@ -163,8 +159,8 @@ class GroupFlashImpl(FlashAttentionImpl):
             rows = (query[:num_tokens], kv_cache, output[:num_tokens])
             if attn_metadata.plan is not None:
                 self._attend_segments(layer, *rows, attn_metadata.plan)
-            if (team := attn_metadata.team) is not None:
-                self._attend_segments(layer, *rows, team.plan, team.rotary)
+            if (hogwild := attn_metadata.hogwild) is not None:
+                self._attend_segments(layer, *rows, hogwild.plan, hogwild.rotary)
         return result
 
     def _attend_segments(
@@ -222,12 +218,3 @@ def logical_cache(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor,
     """
     keys, values = kv_cache.transpose(1, 2).split(head_size, dim=-1)
     return keys, values
-
-
-def _refuse(features: dict[str, bool]) -> None:
-    for feature, present in features.items():
-        if present:
-            raise NotImplementedError(
-                f"parallel_think cannot serve {feature}; remove parallel_think from "
-                "--additional-config to serve it without branches"
-            )

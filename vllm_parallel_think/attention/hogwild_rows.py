@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -47,7 +46,7 @@ class HogwildState:
         self._block_size = block_size
         self._rotary = rotary
         self._row_ids = row_ids
-        self._teams: dict[str, CacheLayout] = {}
+        self._layouts: dict[str, CacheLayout] = {}
         self._member: dict[str, tuple[CacheLayout, int]] = {}
         """Layout and role of every request that writes."""
         self._blocks: dict[str, list[int]] = {}
@@ -60,10 +59,10 @@ class HogwildState:
         return bool(self._active)
 
     def apply(self, output: SchedulerOutput, updates: Sequence[HogwildUpdate]) -> None:
-        """Take note of a step before it is computed."""
+        """Follow a step before it is computed."""
         for update in updates:
             self._update(update)
-        if not self._teams:
+        if not self._layouts:
             self._active = {}
             return
         for new in output.scheduled_new_reqs:
@@ -81,7 +80,7 @@ class HogwildState:
         }
 
     def rest(self) -> None:
-        """Take note of a batch without workers."""
+        """Follow a batch without workers."""
         self._active = {}
 
     def rows(self, metadata: CommonAttentionMetadata) -> HogwildRows | None:
@@ -100,22 +99,22 @@ class HogwildState:
         return HogwildRows(tuple(numbers), plan, self._rotary)
 
     def _update(self, update: HogwildUpdate) -> None:
-        team = self._teams.get(update.team)
-        if team is not None:
-            for req_id in team.live.values():
+        layout = self._layouts.get(update.team)
+        if layout is not None:
+            for req_id in layout.live.values():
                 self._member.pop(req_id, None)
         if update.ended:
-            self._teams.pop(update.team, None)
+            self._layouts.pop(update.team, None)
             self._forget_blocks()
             return
-        if team is None:
-            team = self._teams[update.team] = CacheLayout(update.layout)
+        if layout is None:
+            layout = self._layouts[update.team] = CacheLayout(update.layout)
         assert update.prompt is not None
-        team.prompt = self._packed(update.prompt)
-        team.history = (*team.history[: update.first], *map(self._packed, update.history))
-        team.headers = {role: self._packed(run) for role, run in update.headers}
-        team.live = dict(update.live)
-        self._member.update((req_id, (team, role)) for role, req_id in update.live)
+        layout.prompt = self._packed(update.prompt)
+        layout.history = (*layout.history[: update.first], *map(self._packed, update.history))
+        layout.headers = {role: self._packed(run) for role, run in update.headers}
+        layout.live = dict(update.live)
+        self._member.update((req_id, (layout, role)) for role, req_id in update.live)
         self._forget_blocks()
 
     def _forget_blocks(self) -> None:
@@ -137,15 +136,15 @@ class HogwildState:
         self._length[req_id] = num_computed + output.num_scheduled_tokens[req_id]
 
     def _row(self, req_id: str, start: int, end: int) -> PackedRow:
-        team, role = self._active[req_id]
+        layout, role = self._active[req_id]
 
         def live_run(other: int) -> Run:
-            request = team.live[other]
+            request = layout.live[other]
             return self._packed(
                 Run(self._blocks.get(request, ()), self._length.get(request, 0), other)
             )
 
-        seen = team.view(role, live_run)
+        seen = layout.view(role, live_run)
         return PackedRow(
             start,
             end - start,
@@ -173,30 +172,3 @@ def row_ids_of(runner: Any) -> RowIds:
         return [names[index] for index in metadata.req_idx.tolist()]
 
     return by_state if hasattr(runner, "req_states") else by_batch
-
-
-def rotary_of(model: torch.nn.Module) -> Rotary | None:
-    """Return how a model rotates, or ``None`` if its layers do not rotate all alike.
-
-    The frequencies are read off the angle at position 1, computed anew in float32 as vLLM does at
-    load: whatever scaling the model has is in them, and YaRN's factor of the amplitude is not.
-    """
-    found: list[Rotary] = []
-    for module in model.modules():
-        compute = getattr(module, "_compute_cos_sin_cache", None)
-        if compute is None:
-            continue
-        cos, sin = compute()[1].double().chunk(2)
-        inv_freq = torch.atan2(sin, cos).cpu()
-        rotary = Rotary(inv_freq, 2 * len(inv_freq), bool(module.is_neox_style))
-        if not any(_same(rotary, other) for other in found):
-            found.append(rotary)
-    return found[0] if len(found) == 1 else None
-
-
-def _same(one: Rotary, other: Rotary) -> bool:
-    return (
-        one.is_neox_style == other.is_neox_style
-        and one.rotary_dim == other.rotary_dim
-        and torch.equal(one.inv_freq, other.inv_freq)
-    )

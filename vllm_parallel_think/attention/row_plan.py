@@ -9,8 +9,8 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from attention_kernels import SegmentPlan, rows_that_share
 
+from .block_headers import BlockHeaderTensors
 from .hogwild_rows import HogwildRows
-from .step_state import BlockHeaderTensors
 
 SHARED_KEYS = 1024
 """Keys that rows without holes must share to be taken from the stock kernel.
@@ -22,13 +22,13 @@ and a plan takes about a millisecond a step. Not measured on a GPU.
 
 
 def plan_rows(
-    metadata: CommonAttentionMetadata, headers: BlockHeaderTensors
+    metadata: CommonAttentionMetadata, header_tensors: BlockHeaderTensors
 ) -> tuple[SegmentPlan | None, HogwildRows | None, torch.Tensor]:
     """Plan the rows that vLLM's kernel does not compute; nothing waits for the device.
 
     Args:
         metadata: vLLM's, of the whole batch.
-        headers: Fill and position of all blocks, and the groups of workers.
+        header_tensors: Fill and position of all blocks, and the groups of workers.
 
     Returns:
         The plan of rows with holes and of those that begin alike (none where the batch has no
@@ -37,12 +37,12 @@ def plan_rows(
 
     """
     seq_lens = metadata.seq_lens.clone()
-    team = headers.teams.rows(metadata) if headers.teams is not None else None
-    plan = _plan_holes(metadata, headers) if headers.has_holes else None
+    hogwild = header_tensors.hogwild.rows(metadata) if header_tensors.hogwild is not None else None
+    plan = _plan_holes(metadata, header_tensors) if header_tensors.has_holes else None
     starts = metadata.query_start_loc[: metadata.num_reqs + 1]
     query_lens = (starts[1:] - starts[:-1]).to(seq_lens.dtype)
-    if team is not None:
-        rows = torch.tensor(team.rows).to(seq_lens.device, non_blocking=True)
+    if hogwild is not None:
+        rows = torch.tensor(hogwild.rows).to(seq_lens.device, non_blocking=True)
         seq_lens[rows] = query_lens[rows]
         if plan is not None and plan.row_mask is not None:
             plan = replace(plan, row_mask=plan.row_mask.index_fill(0, rows, False))
@@ -50,31 +50,33 @@ def plan_rows(
         assert plan.row_mask is not None
         own = seq_lens[: metadata.num_reqs]
         own.copy_(torch.where(plan.row_mask, query_lens, own))
-    return plan, team, seq_lens
+    return plan, hogwild, seq_lens
 
 
-def _plan_holes(metadata: CommonAttentionMetadata, headers: BlockHeaderTensors) -> SegmentPlan:
+def _plan_holes(
+    metadata: CommonAttentionMetadata, header_tensors: BlockHeaderTensors
+) -> SegmentPlan:
     """Plan the rows that have holes, and those that begin like other rows.
 
-    A hole is a partly filled block in front of a row's own last one. Tensor operations only. Rows
+    A hole is a partly filled block before a row's own last one. Tensor operations only. Rows
     of the plan whose block tables begin alike read those blocks together, where that pays.
     """
     num_reqs = metadata.num_reqs
-    block_size = headers.block_size
+    block_size = header_tensors.block_size
     # A block table is as wide as the longest context that vLLM allows.
     num_columns = -(-metadata.max_seq_len // block_size)
     table = metadata.block_table_tensor[:num_reqs, :num_columns]
     seq_lens = metadata.seq_lens[:num_reqs]
     begin = torch.arange(table.shape[1], device=table.device, dtype=torch.int32) * block_size
-    # A row's own last block is being filled: only whole blocks in front of it can hold a hole.
+    # A row's own last block is being filled: only whole blocks before it can hold a hole.
     inside = (begin + block_size)[None, :] <= seq_lens[:, None]
     blocks = torch.where(inside, table, 0).long()
-    holes = (inside & (headers.fill[blocks] < block_size)).any(dim=1)
+    holes = (inside & (header_tensors.fill[blocks] < block_size)).any(dim=1)
     plan = SegmentPlan.from_block_table(
         table,
         seq_lens,
         metadata.query_start_loc[: num_reqs + 1],
-        headers.fill,
+        header_tensors.fill,
         block_size=block_size,
         max_query_len=metadata.max_query_len,
     )

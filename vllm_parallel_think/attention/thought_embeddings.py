@@ -1,7 +1,7 @@
 """Thought embeddings (ParaThinker, arXiv 2509.04475): a learned vector for every path and layer.
 
 A path's keys and values are ``k' = RoPE(k + t)`` and ``v' = v + t``. Attention backends are given
-keys behind RoPE; as RoPE is linear, ``RoPE(k + t) = RoPE(k) + RoPE(t)``, and that is what is added
+keys after RoPE; as RoPE is linear, ``RoPE(k + t) = RoPE(k) + RoPE(t)``, and that is what is added
 here, right before keys and values go into the cache. Prompt and summary have no vector.
 """
 
@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..core.errors import OptionError, quoted, shortened
+from . import step_state
+from .model_rotary import rotary_embeddings, rotary_of
 
 TENSOR = "thought_embeddings"
 
@@ -98,7 +100,8 @@ class ThoughtEmbeddings:
             raise OptionError("thought_embeddings: every value must be finite")
         none = torch.zeros_like(vectors[:1])
         self._vectors = torch.cat([none, vectors]).transpose(0, 1).contiguous()
-        self._rotary = rotary
+        self._embedding = rotary
+        self._rotary = rotary_of(rotary)
         self._ids: torch.Tensor | None = None
         self._cos = self._sin = torch.empty(0)
 
@@ -111,8 +114,8 @@ class ThoughtEmbeddings:
 
         """
         self._ids = ids
-        table = self._rotary.cos_sin_cache[positions.clamp(min=0).long()].float()
-        self._cos, self._sin = table.chunk(2, dim=-1)
+        table = self._embedding.cos_sin_cache[positions.clamp(min=0).long()].float()
+        self._cos, self._sin = table[:, None].chunk(2, dim=-1)
 
     def end_step(self) -> None:
         """Add nothing until the next step begins."""
@@ -125,7 +128,7 @@ class ThoughtEmbeddings:
 
         Args:
             layer: Number of the layer.
-            key: [T or more, KV heads, head size], behind RoPE.
+            key: [T or more, KV heads, head size], after RoPE.
             value: Like ``key``.
 
         """
@@ -134,25 +137,10 @@ class ThoughtEmbeddings:
         num = self._ids.shape[0]
         vectors = self._vectors[layer][self._ids].float()
         key, value = key.clone(), value.clone()
-        key[:num] = (key[:num].float() + self._rotated(vectors)).to(key.dtype)
+        rotated = self._rotary.rotate(vectors, self._cos, self._sin)
+        key[:num] = (key[:num].float() + rotated).to(key.dtype)
         value[:num] = (value[:num].float() + vectors).to(value.dtype)
         return key, value
-
-    def _rotated(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Apply RoPE as vLLM's reference does: halves (NeoX) or neighbours (GPT-J) are pairs."""
-        dim = self._rotary.rotary_dim
-        cos, sin = self._cos[:, None, :], self._sin[:, None, :]
-        turned, rest = vectors[..., :dim], vectors[..., dim:]
-        if self._rotary.is_neox_style:
-            first, second = turned.chunk(2, dim=-1)
-        else:
-            first, second = turned[..., ::2], turned[..., 1::2]
-        first, second = first * cos - second * sin, second * cos + first * sin
-        if self._rotary.is_neox_style:
-            turned = torch.cat((first, second), dim=-1)
-        else:
-            turned = torch.stack((first, second), dim=-1).flatten(-2)
-        return torch.cat((turned, rest), dim=-1)
 
 
 def load(file: str, model: torch.nn.Module, shape: ThoughtShape, rank: int, size: int) -> Any:
@@ -169,14 +157,12 @@ def load(file: str, model: torch.nn.Module, shape: ThoughtShape, rank: int, size
         OptionError: A vector is not finite, or the model has no or several rotary embeddings.
 
     """
-    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
-
-    found = {id(m): m for m in model.modules() if isinstance(m, RotaryEmbeddingBase)}
+    found = rotary_embeddings(model)
     if len(found) != 1:
         raise OptionError(
             f"thought_embeddings: need a model with one rotary embedding, this one has {len(found)}"
         )
-    (rotary,) = found.values()
+    (rotary,) = found
     with safe_open(file, framework="pt") as opened:
         vectors = opened.get_tensor(TENSOR)
     vectors = vectors.view(len(vectors), shape.num_layers, shape.num_kv_heads, shape.head_dim)
@@ -186,3 +172,23 @@ def load(file: str, model: torch.nn.Module, shape: ThoughtShape, rank: int, size
     weight = next(model.parameters())
     vectors = vectors[:, :, first : first + per_worker].to(weight.device, weight.dtype)
     return ThoughtEmbeddings(vectors, rotary)
+
+
+def with_thoughts(
+    layer: Any, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a layer's keys and values as they are to be cached.
+
+    Args:
+        layer: vLLM's attention layer.
+        key: [T, Hkv, D].
+        value: [T, Hkv, D].
+
+    """
+    header_tensors = step_state.current()
+    if header_tensors is None or header_tensors.thoughts is None:
+        return key, value
+    # Seconds to import, and the front end reads files of embeddings with this module.
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    return header_tensors.thoughts.added(extract_layer_index(layer.layer_name), key, value)

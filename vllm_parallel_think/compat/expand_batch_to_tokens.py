@@ -7,8 +7,9 @@ top-p of sampled draft rows are whatever the memory held.
 from __future__ import annotations
 
 import torch
-from vllm.logger import init_logger
 from vllm.v1.sample import rejection_sampler
+
+from .logger import init_logger
 
 logger = init_logger(__name__)
 

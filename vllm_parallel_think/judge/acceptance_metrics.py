@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from vllm.logger import init_logger
-
+from ..compat.logger import init_logger
 from ..observability.metrics.instruments import JUDGED, instruments
 from .verifier import Counts
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.tokenizers import cached_get_tokenizer, cached_tokenizer_from_config
 
 from spec_decode.judge_head import load_head
 from spec_decode.rules import RULES, FLy, Rule, parameters
 from spec_decode.vocabulary import VocabularyContents, refuse_other
 
+from ..compat.logger import init_logger
 from ..core.errors import OptionError, quoted, shortened
+from ..validation import refuse_speculation
 
 logger = init_logger(__name__)
 
@@ -42,7 +43,7 @@ def load(raw: Mapping[str, Any], config: VllmConfig) -> JudgeSettings:
         OptionError: Names the key, the value and what is allowed.
 
     """
-    _refuse_unsupported(raw, config)
+    refuse_speculation(config, WHERE)
     name = raw.get("rule")
     if not isinstance(name, str) or name not in RULES:
         raise OptionError(f"{WHERE}: rule must be one of {', '.join(RULES)}; got {quoted(name)}")
@@ -71,27 +72,6 @@ def _with_head(values: dict[str, Any], config: VllmConfig) -> dict[str, Any]:
     names = [model.model, *([served] if isinstance(served, str) else served or [])]
     head = load_head(weights, targets=names, hidden_size=model.get_hidden_size())
     return {"threshold": head.threshold, **values, "head": head}
-
-
-def _refuse_unsupported(raw: Mapping[str, Any], config: VllmConfig) -> None:
-    spec = config.speculative_config
-    if spec is None:
-        raise OptionError(f"{WHERE} verifies draft tokens: add --speculative-config, or drop it")
-    reasons = {
-        # A point mass is an 'or' only where every position is tested by itself.
-        f"rejection_sample_method {spec.rejection_sample_method!r} (use 'standard')": (
-            spec.rejection_sample_method != "standard"
-        ),
-        "enable_adaptive_verification": spec.enable_adaptive_verification,
-        # Its filler, repeats of the last token, looks like drafts.
-        "vLLM's n-gram proposer on Model Runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": (
-            spec.method in ("ngram", "ngram_gpu") and config.use_v2_model_runner
-        ),
-        "--watermark-config": getattr(config, "watermark_config", None) is not None,
-    }
-    for reason, present in reasons.items():
-        if present:
-            raise OptionError(f"{WHERE} cannot be combined with {reason}: drop one of them")
 
 
 def refuse_other_vocabulary(config: VllmConfig) -> None:

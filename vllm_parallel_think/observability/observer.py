@@ -1,35 +1,33 @@
 """What is shown of groups to people: metrics, the page of recent requests, spans.
 
-The scheduler reports what happens to its families; nothing here decides anything, and a fault here
+The scheduler reports what happens to its groups; nothing here decides anything, and a fault here
 turns the showing off for a while, never the engine.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Concatenate, ParamSpec
 
 import vllm
 from vllm import envs
 from vllm.config import VllmConfig
-from vllm.v1.request import RequestStatus
 
 from .. import __version__
+from ..compat.logger import init_logger
 from .metrics import export
 from .metrics.instruments import instruments
 from .metrics.outage import Outage
-from .metrics.recorder import Load, Recorder
+from .metrics.recorder import Recorder
+from .observed_group import Load, ObservedGroup, ObservedGroups, Viewer
 from .page import PLUGIN
 from .page.timelines import TimelineWriter
 
-if TYPE_CHECKING:
-    from ..scheduler.group_table import GroupState, GroupTable
-    from ..scheduler.held_blocks import HeldBlocks
+Values = ParamSpec("Values")
 
-logger = logging.getLogger("vllm.parallel_think")
+logger = init_logger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.25
 """How often what is shown follows the engine; steps in between cost one reading of the clock."""
@@ -41,23 +39,26 @@ def _span_writer(config: VllmConfig) -> Viewer:
     return SpanWriter(config)
 
 
-class Viewer(Protocol):
-    """Somebody who is told of families; each event is optional."""
-
-    def ended(self, family: GroupState, outcome: str) -> None:
-        """Take note of a family's end."""
-
-
 class Observer:
-    """Tells viewers what a scheduler's families do; one that fails is told nothing for a while."""
+    """Notifies viewers of what a scheduler's groups do; one that fails is left out for a while."""
 
-    def __init__(self, config: VllmConfig, families: GroupTable, ledger: HeldBlocks) -> None:
-        self._families = families
-        self._ledger = ledger
+    def __init__(
+        self, config: VllmConfig, groups: ObservedGroups, load: Callable[[], Load]
+    ) -> None:
+        """Attach the viewers that the server is configured for.
+
+        Args:
+            config: vLLM's.
+            groups: The scheduler's groups, kept up to date by it.
+            load: Returns what they keep busy.
+
+        """
+        self._groups = groups
+        self._load = load
         self._engine = str(config.parallel_config.data_parallel_index)
         self._next_look = 0.0
-        self._changed: dict[GroupState, None] = {}
-        """Families in which something happened since the last look, in order."""
+        self._changed: dict[ObservedGroup, None] = {}
+        """Groups in which something happened since the last look, in order."""
         self._viewers: dict[str, Viewer] = {}
         self._outages: defaultdict[str, Outage] = defaultdict(Outage)
         if config.observability_config.otlp_traces_endpoint is not None:
@@ -87,31 +88,31 @@ class Observer:
 
         self._attach("metrics", make)
 
-    def started(self, family: GroupState) -> None:
-        """Take note of a request that may branch."""
-        self._tell("started", family)
+    def started(self, observed: ObservedGroup) -> None:
+        """Show a request that may branch."""
+        self._notify(Viewer.started, observed)
 
-    def changed(self, family: GroupState) -> None:
-        """Take note of forks, joins and ends in a family; told at the next look.
+    def changed(self, observed: ObservedGroup) -> None:
+        """Show forks, joins and ends in a group, at the next look.
 
         Many branches end in the same steps, and their step must not wait for so many counters.
         """
         if self._viewers:
-            self._changed[family] = None
+            self._changed[observed] = None
 
-    def ended(self, family: GroupState, outcome: str) -> None:
-        """Take note of a family's end; its blocks are back and it is no longer listed."""
-        self._changed.pop(family, None)
-        self._tell("ended", family, outcome)
-        if not self._families:  # perhaps the last step for a long time
+    def ended(self, observed: ObservedGroup, outcome: str) -> None:
+        """Show the end of a request; its blocks are back and it is no longer listed."""
+        self._changed.pop(observed, None)
+        self._notify(Viewer.ended, observed, outcome)
+        if not self._groups:  # perhaps the last step for a long time
             self._look()
 
     def stalled(self) -> None:
-        """Take note that steps without work had to be ended."""
-        self._tell("stalled")
+        """Show that steps without work had to be ended."""
+        self._notify(Viewer.stalled)
 
     def stepped(self) -> None:
-        """Look at the families, if it is time to."""
+        """Look at the groups, if it is time to."""
         if not self._viewers:
             return
         now = time.monotonic()
@@ -121,24 +122,11 @@ class Observer:
 
     def _look(self) -> None:
         changed, self._changed = self._changed, {}
-        for family in changed:
-            self._tell("changed", family)
+        for observed in changed:
+            self._notify(Viewer.changed, observed)
         if "metrics" in self._viewers:
-            self._tell("load", self._load())
-        self._tell("write", self._families)
-
-    def _load(self) -> Load:
-        groups = running = waiting = 0
-        for family in self._families:
-            if not family.group.branched:
-                continue
-            groups += 1
-            for request in family.requests.values():
-                if request.status == RequestStatus.RUNNING:
-                    running += 1
-                else:
-                    waiting += 1
-        return Load(groups, running, waiting, self._ledger.num_held)
+            self._notify(Viewer.load, self._load())
+        self._notify(Viewer.write, self._groups)
 
     def _attach(self, name: str, make: Callable[[], Viewer | None]) -> None:
         try:
@@ -149,14 +137,20 @@ class Observer:
             if viewer is not None:
                 self._viewers[name] = viewer
 
-    def _tell(self, event: str, *values: Any) -> None:
+    def _notify(
+        self,
+        event: Callable[Concatenate[Viewer, Values], None],
+        *values: Values.args,
+        **named: Values.kwargs,
+    ) -> None:
         for name, viewer in self._viewers.items():
-            take = getattr(viewer, event, None)
+            take = getattr(type(viewer), event.__name__)
             outage = self._outages[name]
-            if take is None or not outage.due():
+            # An event that a viewer does not show says nothing about whether it works again.
+            if take is event or not outage.due():
                 continue
             try:
-                take(*values)
+                take(viewer, *values, **named)
             except Exception:
                 if outage.failed():
                     logger.exception("parallel_think shows no %s for now", name)

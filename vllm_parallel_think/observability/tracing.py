@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,9 +18,7 @@ from vllm.tracing import extract_trace_context, init_tracer
 
 from ..core.errors import short_id
 from ..core.timeline import TimelineSegment, segments
-
-if TYPE_CHECKING:
-    from ..scheduler.group_table import GroupState
+from .observed_group import ObservedGroup, Viewer
 
 MAX_BRANCHES = 512
 """Branch spans of one request; the group's span says how many there were."""
@@ -32,7 +30,7 @@ _FIGURES = (
 )
 
 
-class SpanWriter:
+class SpanWriter(Viewer):
     """Writes a request's spans when it has ended."""
 
     def __init__(self, config: VllmConfig) -> None:
@@ -43,26 +41,26 @@ class SpanWriter:
         self._tracer = trace.get_tracer("vllm.parallel_think")
         self._offset = time.time_ns() - time.monotonic_ns()
 
-    def ended(self, family: GroupState, outcome: str) -> None:
+    def ended(self, observed: ObservedGroup, outcome: str) -> None:
         """Write the spans of a request that branched; of others vLLM's own says all there is."""
-        if not family.group.branched:
+        if not observed.group.branched:
             return
-        parts = [part for part in segments(family.group) if part.started is not None]
-        summary = family.group.summary()
+        parts = [part for part in segments(observed.group) if part.started is not None]
+        summary = observed.group.summary()
         now = time.monotonic()
         group = self._tracer.start_span(
             "parallel_think.group",
-            context=extract_trace_context(family.root.trace_headers),
+            context=extract_trace_context(observed.trace_headers),
             kind=SpanKind.INTERNAL,
             start_time=self._at(min(_started(part) for part in parts)),
             attributes={
-                "vllm_pt.request_id": short_id(family.root.request_id),
+                "vllm_pt.request_id": short_id(observed.request_id),
                 "vllm_pt.outcome": outcome,
                 **{f"vllm_pt.{key}": getattr(summary, key) for key in _FIGURES},
             },
         )
         if outcome == "failed":
-            group.set_status(Status(StatusCode.ERROR, family.error or "failed"))
+            group.set_status(Status(StatusCode.ERROR, observed.error or "failed"))
         try:
             self._write_branches(group, parts, now)
         finally:
@@ -111,7 +109,7 @@ class SpanWriter:
         ends: dict[str, float],
         parts: list[TimelineSegment],
     ) -> None:
-        """Write a span for each join: from the first path that waits to the branch behind it."""
+        """Write a span for each join: from the first path that waits to the branch after it."""
         forks: dict[str, list[str]] = {}
         for lane in spans:
             if "/" in lane:
@@ -119,19 +117,19 @@ class SpanWriter:
         for fork, lanes in forks.items():
             parent = fork.rpartition(".")[0]
             last = max(ends[lane] for lane in lanes)
-            behind = [
+            after = [
                 _started(part)
                 for part in parts
                 if part.lane == parent and part.kind == "conclusion" and _started(part) >= last
             ]
-            if behind:
+            if after:
                 span = self._tracer.start_span(
                     "parallel_think.join",
                     context=trace.set_span_in_context(spans.get(parent, group)),
                     start_time=self._at(min(ends[lane] for lane in lanes)),
                     attributes={"vllm_pt.lane": parent, "vllm_pt.paths": len(lanes)},
                 )
-                span.end(self._at(min(behind)))
+                span.end(self._at(min(after)))
 
     def _at(self, clock: float) -> int:
         return int(clock * 1e9) + self._offset

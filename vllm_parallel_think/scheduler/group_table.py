@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vllm.v1.engine import EngineCoreOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from ..core.branch_graph import Node
 from ..core.interface import Group
+from ..observability.observed_group import Load
 
 
 @dataclass(eq=False, repr=False)
@@ -52,6 +53,21 @@ class GroupState:
         """Sort key: the family that must make room last comes first."""
         return self.root.priority, self.root.arrival_time, self.root.request_id
 
+    @property
+    def request_id(self) -> str:
+        """The client's request."""
+        return self.root.request_id
+
+    @property
+    def arrival_time(self) -> float:
+        """When it arrived."""
+        return self.root.arrival_time
+
+    @property
+    def trace_headers(self) -> Mapping[str, str] | None:
+        """The client's trace, if it sent one."""
+        return self.root.trace_headers
+
 
 @dataclass(eq=False, repr=False)
 class Branch:
@@ -82,6 +98,20 @@ class GroupTable:
     def __iter__(self) -> Iterator[GroupState]:
         """Iterate over the families."""
         return iter(list(self._families.values()))
+
+    def load(self, held_blocks: int) -> Load:
+        """Return what branched groups keep busy."""
+        groups = running = waiting = 0
+        for family in self._families.values():
+            if not family.group.branched:
+                continue
+            groups += 1
+            for request in family.requests.values():
+                if request.status == RequestStatus.RUNNING:
+                    running += 1
+                else:
+                    waiting += 1
+        return Load(groups, running, waiting, held_blocks)
 
     def family(self, root_id: str) -> GroupState | None:
         """Return the family of a client's request."""

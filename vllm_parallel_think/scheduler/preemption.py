@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from vllm.logger import init_logger
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from ..compat.logger import init_logger
 from ..core.errors import OptionError, short_id
 from ..core.hogwild.group import HogwildGroup
 from ..observability.observer import Observer

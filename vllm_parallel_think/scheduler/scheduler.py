@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -24,6 +23,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from ..compat.logger import init_logger
 from ..core.branch_graph import Kind, Node, State
 from ..core.config.hogwild_profile import HogwildProfile
 from ..core.config.loading import builtin_profiles
@@ -37,8 +37,9 @@ from ..core.hogwild.prompts import HogwildPrompts
 from ..core.interface import Cause, Group, Limits, Verdict
 from ..observability.observer import Observer
 from ..scheduler_output import HogwildUpdate, KVSwap, with_groups
-from ..settings import Settings, workers_refusal
+from ..settings import Settings
 from ..tokenizer import TokenizerVocabulary
+from ..validation import workers_refusal
 from . import client_output
 from .block_headers import BlockHeaderBook
 from .branch_request import branch_request
@@ -82,7 +83,9 @@ class GroupSchedulerMixin(LockStepMixin):
         ends = self.vllm_config.model_config.try_get_generation_config().get("eos_token_id")
         self._eos_tokens = {ends} if isinstance(ends, int) else set(ends or ())
         self._keep_branches_out_of_prefix_cache()
-        self._observer = Observer(self.vllm_config, self._families, self._ledger)
+        self._observer = Observer(
+            self.vllm_config, self._families, lambda: self._families.load(self._ledger.num_held)
+        )
         if self.log_stats:
             pool = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
             shown = [self._settings.default] if self._settings.default in self._grammars else []

@@ -16,7 +16,7 @@ from vllm.config import CUDAGraphMode
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
-from ..attention.step_state import BlockHeaderTensors
+from ..attention.block_headers import BlockHeaderTensors
 
 
 def keep_branches_out_of_full_graphs(runner: Any, tables: BlockHeaderTensors) -> None:

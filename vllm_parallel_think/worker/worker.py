@@ -11,14 +11,16 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.worker_base import WorkerBase
 
 from ..attention import step_state
-from ..attention.hogwild_rows import HogwildState, rotary_of, row_ids_of
-from ..attention.step_state import BlockHeaderTensors
+from ..attention.block_headers import BlockHeaderTensors
+from ..attention.hogwild_rows import HogwildState, row_ids_of
+from ..attention.model_rotary import common_rotary
 from ..attention.thought_embeddings import ThoughtEmbeddings, load, shape_of
 from ..judge import install
 from ..judge.acceptance_metrics import JudgeCounter
 from ..judge.verifier import Verifier
 from ..scheduler_output import GroupSchedulerOutput
-from ..settings import Settings, workers_refusal
+from ..settings import Settings
+from ..validation import workers_refusal
 from .kv_swap import HostCopies
 from .penalties import count_written
 
@@ -67,7 +69,7 @@ class GroupWorkerMixin(WorkerBase):
         )
         step_state.enter(self._tables)
         self._tables.thoughts = self._load_thoughts()
-        self._tables.teams = self._make_teams()
+        self._tables.hogwild = self._make_teams()
         super().initialize_from_config(kv_cache_config)
         self._refuse_foreign_attention(kv_cache_config)
         self._copies = HostCopies(self.model_runner.kv_caches, kv_cache_config.num_blocks)
@@ -81,7 +83,7 @@ class GroupWorkerMixin(WorkerBase):
         """
         if workers_refusal(self.vllm_config) is not None:
             return None
-        rotary = rotary_of(self.get_model())
+        rotary = common_rotary(self.get_model())
         if rotary is None:
             raise NotImplementedError(
                 f"parallel_think cannot see how {type(self.get_model()).__name__} rotates queries; "
@@ -110,9 +112,9 @@ class GroupWorkerMixin(WorkerBase):
                 if scheduler_output.headers is not None:
                     block_tables.apply(scheduler_output.headers)
                 self._written |= scheduler_output.written
-            if block_tables.teams is not None:
+            if block_tables.hogwild is not None:
                 updates = scheduler_output.teams if ours else ()
-                block_tables.teams.apply(scheduler_output, updates)
+                block_tables.hogwild.apply(scheduler_output, updates)
             block_tables.has_holes = ours and scheduler_output.has_branches
         if self._written:
             for req_id in scheduler_output.finished_req_ids:

@@ -15,6 +15,7 @@ from tests.support.tiny import IdGrammar
 from tests.unit.observability.test_recorder import crowd
 from tests.unit.observability.test_spans import exporter, simulation_config
 from vllm_parallel_think.core.errors import MAX_ID, short_id
+from vllm_parallel_think.observability.observed_group import ObservedGroup, Viewer
 from vllm_parallel_think.observability.page.timelines import TimelineWriter
 from vllm_parallel_think.observability.tracing import SpanWriter
 from vllm_parallel_think.scheduler.group_table import GroupState
@@ -32,18 +33,19 @@ def test_long_ids_lose_their_middle() -> None:
     assert short_id(LONG).startswith("chatcmpl-xxx") and short_id(LONG).endswith("-0-abcd1234")
 
 
-class Renaming:
-    """Lets a viewer see families under another id."""
+class Renaming(Viewer):
+    """Lets a viewer see groups under another id."""
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = viewer
 
-    def ended(self, family: GroupState, outcome: str) -> None:
-        own, family.root.request_id = family.root.request_id, LONG
+    def ended(self, observed: ObservedGroup, outcome: str) -> None:
+        assert isinstance(observed, GroupState)
+        own, observed.root.request_id = observed.root.request_id, LONG
         try:
-            self._viewer.ended(family, outcome)
+            self._viewer.ended(observed, outcome)
         finally:
-            family.root.request_id = own
+            observed.root.request_id = own
 
 
 def test_page_and_spans_show_them_short(exporter: Any, tiny_model: Path, tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import spec_decode
 from spec_decode.acceptance import (
     accept,
     before_rejection,
@@ -216,19 +213,3 @@ def test_rows_that_do_not_fit() -> None:
         replace(rows, draft_logits=torch.zeros(5, 3))
     with pytest.raises(ValueError, match="hidden states of the draft tokens"):
         Judge(head())(replace(rows, hidden=None))
-
-
-def test_the_package_imports_neither_vllm_nor_its_siblings() -> None:
-    for path in Path(spec_decode.__file__).parent.glob("**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module or ""]
-            for name in names:
-                assert name.split(".")[0] not in (
-                    "vllm",
-                    "vllm_parallel_think",
-                    "attention_kernels",
-                )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import multiprocessing
 import os
 import re
@@ -26,11 +25,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from ...compat.logger import init_logger
 from . import folders
 from .files import Files, Value
 from .outage import Outage
 
-logger = logging.getLogger("vllm.parallel_think")
+logger = init_logger(__name__)
 
 DIRECTORY = "VLLM_PT_METRICS_DIR"
 """Names the front end's directory to the processes that it starts."""

@@ -8,7 +8,6 @@ place are counted in memory, and get theirs when there is room.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 from collections import deque
@@ -18,9 +17,10 @@ from typing import Any
 
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
+from ...compat.logger import init_logger
 from .outage import Outage
 
-logger = logging.getLogger("vllm.parallel_think")
+logger = init_logger(__name__)
 
 INITIAL_BYTES = 1 << 16
 _MOST_BESIDE_KEY = 32
@@ -71,7 +71,7 @@ def _allocate(path: Path, start: int, end: int) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), start, end - start)
             return
-        size = path.stat().st_size  # macOS has no such call: zeros behind the end do the same
+        size = path.stat().st_size  # macOS has no such call: zeros after the end do the same
         file.seek(size)
         file.write(bytes(max(0, end - size)))
 

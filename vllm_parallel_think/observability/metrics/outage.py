@@ -28,7 +28,7 @@ class Outage:
         return not self._lasts or self._clock() >= self._next_try
 
     def failed(self) -> bool:
-        """Take note of a failure; return whether it is the first, which is to be said."""
+        """Record a failure; return whether it is the first, which is to be said."""
         now, first = self._clock(), not self._lasts
         if first and now - self._over_at >= LONGEST_PAUSE:
             self._pause = 0.0
@@ -38,7 +38,7 @@ class Outage:
         return first
 
     def ended(self) -> bool:
-        """Take note of a success; return whether it ends an outage, which is to be said."""
+        """Record a success; return whether it ends an outage, which is to be said."""
         if not self._lasts:
             return False
         self._lasts = False

@@ -10,49 +10,29 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...core.summary import HogwildFigures, Summary
+from ..observed_group import Load, ObservedGroup, Viewer
 from .instruments import ANSWERS, FALLBACKS, JUDGED, OUTCOMES, Instruments
-
-if TYPE_CHECKING:
-    from ...scheduler.group_table import GroupState
 
 
 @dataclass
 class _Seen:
-    """What was counted of a family already."""
+    """What was counted of a group already."""
 
     totals: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class Load:
-    """What the groups of an engine keep busy.
-
-    Attributes:
-        groups: Requests that are branched.
-        running: Their branches in the batch.
-        waiting: Their branches that are not.
-        held_blocks: KV blocks held by groups.
-
-    """
-
-    groups: int
-    running: int
-    waiting: int
-    held_blocks: int
-
-
-class Recorder:
+class Recorder(Viewer):
     """Counts one engine's groups."""
 
     def __init__(self, instruments: Instruments, engine: str) -> None:
         self._made = instruments
         self._engine = engine
-        self._seen: WeakKeyDictionary[GroupState, _Seen] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[ObservedGroup, _Seen] = WeakKeyDictionary()
         self._profiles: set[str] = set()
 
     def introduce(
@@ -74,22 +54,22 @@ class Recorder:
             instrument.at(engine)
         self.load(Load(0, 0, 0, 0))
 
-    def started(self, family: GroupState) -> None:
-        """Take note of a request that may branch."""
-        self._show(family.group.summary().profile)
+    def started(self, observed: ObservedGroup) -> None:
+        """Show the counters of a request's profile."""
+        self._show(observed.group.summary().profile)
 
-    def changed(self, family: GroupState) -> None:
-        """Count what is new of a family."""
-        self._count(family, family.group.summary())
+    def changed(self, observed: ObservedGroup) -> None:
+        """Count what is new of a group."""
+        self._count(observed, observed.group.summary())
 
-    def ended(self, family: GroupState, outcome: str) -> None:
-        """Count the last of a family, and how it ended."""
-        summary = family.group.summary()
-        self._count(family, summary)
-        self._seen.pop(family, None)
+    def ended(self, observed: ObservedGroup, outcome: str) -> None:
+        """Count the last of a group, and how it ended."""
+        summary = observed.group.summary()
+        self._count(observed, summary)
+        self._seen.pop(observed, None)
         made, engine, profile = self._made, self._engine, summary.profile
         made.requests.at(profile, outcome, engine).inc()
-        if family.group.has_paths:
+        if observed.group.has_paths:
             made.fork_width.at(engine).observe(summary.widest_fork)
             made.ratio.at(profile, engine).observe(summary.parallelism_ratio)
 
@@ -125,10 +105,10 @@ class Recorder:
             "reused_kv_tokens": made.reused,
         }
 
-    def _count(self, family: GroupState, summary: Summary) -> None:
-        seen = self._seen.get(family)
+    def _count(self, observed: ObservedGroup, summary: Summary) -> None:
+        seen = self._seen.get(observed)
         if seen is None:
-            seen = self._seen[family] = _Seen()
+            seen = self._seen[observed] = _Seen()
         engine, profile = self._engine, summary.profile
         for key, counter in self._by_profile().items():
             if new := _new(seen.totals, key, getattr(summary, key)):
@@ -138,7 +118,7 @@ class Recorder:
                 self._made.fallbacks.at(reason, engine).inc(new)
         if summary.hogwild is not None:
             self._count_hogwild(seen, summary.hogwild)
-        self._observe_waits(family.group.take_join_waits())
+        self._observe_waits(observed.group.take_join_waits())
 
     def _count_hogwild(self, seen: _Seen, figures: HogwildFigures) -> None:
         """Count the steps of workers and their checks, for groups that have workers."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
+from ...compat.logger import init_logger
 from .instruments import REFUSALS, instruments
 
-logger = logging.getLogger("vllm.parallel_think")
+logger = init_logger(__name__)
 
 _enabled = False
 

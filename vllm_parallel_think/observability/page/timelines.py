@@ -6,24 +6,22 @@ Bounded in every direction: so many ended requests, so many live ones, so many p
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...compat.logger import init_logger
 from ...core.errors import short_id
 from ...core.timeline import segments
 from ..metrics.folders import is_alive
 from ..metrics.outage import Outage
+from ..observed_group import ObservedGroup, Viewer
 
-if TYPE_CHECKING:
-    from ...scheduler.group_table import GroupState
-
-logger = logging.getLogger("vllm.parallel_think")
+logger = init_logger(__name__)
 
 MAX_ENDED = 32
 MAX_LIVE = 16
@@ -37,7 +35,7 @@ _FIGURES = (
 _FILE = "vllm-pt-timeline-{pid}.json"
 
 
-class TimelineWriter:
+class TimelineWriter(Viewer):
     """Keeps one engine's recent requests in one file, replaced as a whole."""
 
     def __init__(self, directory: Path, engine: str) -> None:
@@ -47,19 +45,19 @@ class TimelineWriter:
         self._offset = time.time() - time.monotonic()
         self._outage = Outage()
 
-    def ended(self, family: GroupState, outcome: str) -> None:
+    def ended(self, observed: ObservedGroup, outcome: str) -> None:
         """Keep a request that came to its end."""
-        self._ended.appendleft(self._text(family, outcome))
+        self._ended.appendleft(self._text(observed, outcome))
 
-    def write(self, families: Iterable[GroupState]) -> None:
+    def write(self, groups: Iterable[ObservedGroup]) -> None:
         """Replace the file by how things stand; a full disk is tried again later."""
         if not self._outage.due():
             return
         live: list[str] = []
-        for family in families:
+        for observed in groups:
             if len(live) == MAX_LIVE:
                 break
-            live.append(self._text(family, None))
+            live.append(self._text(observed, None))
         requests = ",".join([*reversed(live), *self._ended])
         text = f'{{"engine":{json.dumps(self._engine)},"requests":[{requests}]}}'
         try:
@@ -80,9 +78,9 @@ class TimelineWriter:
             partly.unlink(missing_ok=True)  # what did fit of it would take the room from others
             raise
 
-    def _text(self, family: GroupState, outcome: str | None) -> str:
-        summary = family.group.summary()
-        parts = segments(family.group)
+    def _text(self, observed: ObservedGroup, outcome: str | None) -> str:
+        summary = observed.group.summary()
+        parts = segments(observed.group)
         shown = []
         for part in parts[:MAX_SEGMENTS]:
             values = asdict(part)
@@ -93,9 +91,9 @@ class TimelineWriter:
             shown.append(values)
         return json.dumps(
             {
-                "id": short_id(family.root.request_id),
+                "id": short_id(observed.request_id),
                 "outcome": outcome,
-                "arrived": round(family.root.arrival_time, 3),
+                "arrived": round(observed.arrival_time, 3),
                 "ended": None if outcome is None else round(time.time(), 3),
                 **{key: getattr(summary, key) for key in _FIGURES},
                 "segments": shown,
