@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.repository import ROOT
 from vllm_parallel_think.core.config.options import REQUEST_KEYS, ServerOptions
 from vllm_parallel_think.core.fork_join import group
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "vllm_parallel_think" / "README.md"
 FOLDERS = ("vllm_parallel_think", "attention_kernels", "spec_decode", "deploy")
