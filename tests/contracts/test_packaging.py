@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from spec_decode import __main__ as training
+from tests.support.repository import ROOT
 from vllm_parallel_think import __version__
 from vllm_parallel_think.__main__ import main
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("vllm_parallel_think", "attention_kernels", "spec_decode")
 
 

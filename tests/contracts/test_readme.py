@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.repository import ROOT
 from vllm_parallel_think.core.config.request_options import REQUEST_KEYS
 from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.summary import FallbackReason, Summary
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "vllm_parallel_think" / "README.md"
 FOLDERS = ("vllm_parallel_think", "attention_kernels", "spec_decode", "deploy")

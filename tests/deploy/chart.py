@@ -10,7 +10,7 @@ from typing import Any
 import helm_python
 import yaml
 
-from tests.deploy.prometheus import ROOT
+from tests.support.repository import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CHART = KUBERNETES / "chart"

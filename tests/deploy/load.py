@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import httpx
 
-from tests.support.server import ENDLESS, MODEL_NAME, VISIBLE_OUTLINE, outline_of
+from tests.support.repository import VISIBLE_OUTLINE
+from tests.support.server import ENDLESS, MODEL_NAME, outline_of
 
 TOPICS = (
     *("Three fruits?", "Three colours?", "Three animals?", "Three sports?", "Three trees?"),

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.support.repository import ROOT
 from tests.support.server import free_port, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
 
 

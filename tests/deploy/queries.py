@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.prometheus import FOLDER, ROOT
+from tests.deploy.prometheus import FOLDER
+from tests.support.repository import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "parallel-think.json"
 ADDED = {"job": "vllm", "instance": "127.0.0.1:8000"}

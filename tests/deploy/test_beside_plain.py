@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.deploy.conftest import Watched
+from tests.deploy.watched import Watched
 from tests.support.scrape import Scrape
 from tests.support.server import Server
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server import FRUITS, MODEL_NAME, VISIBLE_OUTLINE, XARGS, Server, wait_until
+from tests.support.repository import VISIBLE_OUTLINE
+from tests.support.server import FRUITS, MODEL_NAME, XARGS, Server, wait_until
 
 KEY = "0123456789abcdef"
 CHAT = {"model": MODEL_NAME, "messages": FRUITS, "max_tokens": 120, "temperature": 0}

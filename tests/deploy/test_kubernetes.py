@@ -36,7 +36,7 @@ from tests.deploy.chart import (
     ray_service,
     render,
 )
-from tests.deploy.prometheus import ROOT
+from tests.support.repository import ROOT
 from vllm_parallel_think.core.config.server_options import ServerOptions
 from vllm_parallel_think.core.errors import OptionError
 

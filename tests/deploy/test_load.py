@@ -6,9 +6,8 @@ from collections import Counter
 
 import pytest
 
-from tests.deploy.conftest import LEAVING, STEADY, Watched
-from tests.support.scrape import growth, total
-from tests.unit.observability.test_recorder import FIGURES
+from tests.deploy.watched import LEAVING, STEADY, Watched
+from tests.support.scrape import FIGURES, growth, total
 
 
 def test_the_load_was_mixed(watched: Watched) -> None:

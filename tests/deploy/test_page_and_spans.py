@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.deploy.collector import attributes
-from tests.deploy.conftest import Watched
+from tests.deploy.watched import Watched
 
 
 def test_the_page_is_served_without_the_key(watched: Watched) -> None:

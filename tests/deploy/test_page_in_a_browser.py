@@ -17,8 +17,8 @@ pytest.importorskip("axe_playwright_python", reason="no axe: make test-deploy")
 from playwright.sync_api import Browser, Page
 
 from tests.deploy.browser import started, violations
-from tests.unit.observability import page_samples
-from tests.unit.observability.page_samples import LONG_ID, NOW, request
+from tests.support import page_samples
+from tests.support.page_samples import LONG_ID, NOW, request
 from vllm_parallel_think.observability.page import endpoint
 from vllm_parallel_think.observability.page.endpoint import PATH, PageEndpoint
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tests.deploy import queries
-from tests.deploy.conftest import Watched
 from tests.deploy.prometheus import FOLDER, promtool
+from tests.deploy.watched import Watched
 
 RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())
 NEVER_HERE = {"Draft tokens kept"}

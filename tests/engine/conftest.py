@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,24 +10,13 @@ from typing import Any
 
 import pytest
 
-# Read by vLLM when it is imported, and by the OpenMP runtime when torch is.
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    OMP_WAIT_POLICY="passive",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="WARNING",
-    VLLM_NO_USAGE_STATS="1",
-)
+from tests.support.repository import ROOT
+from tests.support.runners import set_environment
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama."""
-    from tests.support.tiny import make_model
-
-    return make_model(tmp_path_factory.mktemp("tiny"))
+def pytest_configure() -> None:
+    """Set what vLLM reads when it is imported."""
+    set_environment()
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +34,7 @@ def hf_model(tiny_model: Path) -> Any:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct; made on first use, then taken from the cache."""
     command = [sys.executable, "deploy/local/smollm2.py"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return Path(done.stdout.splitlines()[-1])
 
 

@@ -33,6 +33,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from attention_kernels import Rotary
+from tests.support.repository import ROOT
 from vllm_parallel_think import configure
 from vllm_parallel_think.attention import flash_attn, step_state
 from vllm_parallel_think.attention.block_headers import BlockHeaderTensors
@@ -337,12 +338,11 @@ def test_fp8_caches(
 @pytest.mark.skipif(IN_INTERPRETER, reason="this is the process it starts")
 def test_forward_with_the_triton_kernel() -> None:
     """Triton's interpreter has to be turned on before Triton is imported."""
-    root = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
         + ["-k", "test_forward_equals or test_fp8"],
-        cwd=root,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_runner_v2 import Preempter, pretend_triton_runs_on_cpus, run_script
+from tests.support.runners import pretend_triton_runs_on_cpus, run_script
 
 
 @pytest.mark.parametrize("layout", ["combined", pytest.param("contiguous", marks=pytest.mark.slow)])
 def test_workers_write_what_a_dense_forward_writes(
     layout: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    printed = run_script(layout, tiny_model, tmp_path, module="tests.engine.test_hogwild_v2")
+    printed = run_script(__name__, layout, str(tiny_model), str(tmp_path), runner="v2")
     assert printed.endswith(f"{layout}: equal\n")
 
 
@@ -28,7 +28,7 @@ def main(layout: str, model: str, folder: str) -> None:
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    from tests.support.engine import Engine
+    from tests.support.engine import Engine, Preempter
     from tests.support.hogwild_cases import (
         assert_same,
         count_swaps,

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.engine.test_oracle import assert_equal, prompts
-from tests.support.oracle import Budget, Oracle
+from tests.support.oracle import Budget, Oracle, assert_equal, prompts
 from tests.support.tiny import IdGrammar
 
 RANK = 4

@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.support.oracle import Answer, Budget, Oracle
-from tests.support.tiny import VOCAB_SIZE, IdGrammar
-
-KV_TOLERANCE = 2e-4
-
-
-def prompts(num: int, seed: int) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [[rng.randrange(40, VOCAB_SIZE) for _ in range(rng.randint(3, 70))] for _ in range(num)]
-
-
-def assert_equal(output: Any, answer: Answer, snapshot: Any) -> None:
-    """Compare visible tokens, then K/V of everything the group held, layer by layer."""
-    completion = output.outputs[0]
-    assert list(completion.token_ids) == answer.visible
-    assert completion.finish_reason == answer.finish
-    if answer.num_forks == 0:
-        return
-    assert output.kv_transfer_params["parallel_think"]["forks"] == answer.num_forks
-    # Either may know more than the client saw: the oracle stops at the cut, siblings run on behind
-    # it.
-    num = min(len(snapshot.tokens), len(answer.graph.tokens))
-    assert num and snapshot.tokens[:num] == answer.graph.tokens[:num]
-    cache = answer.graph.forward().past_key_values
-    for kind, ours in (("keys", snapshot.keys), ("values", snapshot.values)):
-        dense = torch.stack([getattr(layer, kind)[0].transpose(0, 1) for layer in cache.layers])
-        error = (torch.cat(ours, dim=1)[:, :num] - dense[:, :num]).abs().max().item()
-        assert error < KV_TOLERANCE, f"{kind} differ by {error}"
-
+from tests.support.oracle import Budget, Oracle, assert_equal, prompts
+from tests.support.tiny import IdGrammar
 
 CASES = [
     pytest.param(IdGrammar(num_paths=2), {"block_size": 16}, id="2-paths-block-16"),

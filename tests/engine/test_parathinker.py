@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.test_smollm2 import dense_forward
+from tests.support.oracle import dense_forward
 
 FIRST = 151665
 """Id of ``<think1>``; ``<think i>`` is two further on each, and ``</think i>`` right behind it."""

@@ -7,44 +7,15 @@ run as a script.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.engine.test_oracle import assert_equal, prompts
-from tests.engine.test_thoughts import write_vectors
-from tests.support.oracle import Answer, Budget, Oracle
-from tests.support.tiny import IdGrammar
-
-INTERPRETER = {
-    "OMP_NUM_THREADS": "1",
-    "TRITON_INTERPRET": "1",
-    # No warm-up run: it is slow in the interpreter and there is nothing to warm up.
-    "VLLM_CPU_CI_ENV": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "1",
-}
-
-
-def run_script(
-    case: str, model: Path, folder: Path, module: str = "tests.engine.test_runner_v2"
-) -> str:
-    """Run a test's module as a script, under Triton's interpreter; return what it prints."""
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-m", module, case, str(model), str(folder)],
-        cwd=root,
-        env={**os.environ, **INTERPRETER, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
-    return result.stdout
+from tests.support.oracle import Answer, Budget, Oracle, assert_equal, prompts
+from tests.support.runners import pretend_triton_runs_on_cpus, run_script
+from tests.support.tiny import IdGrammar, write_vectors
 
 
 @pytest.mark.parametrize(
@@ -58,7 +29,8 @@ def run_script(
 )
 def test_greedy_equals_dense_mask(case: str, tiny_model: Path, tmp_path: Path) -> None:
     """Two or three paths, one of them forking again, prompts in chunks, beside plain requests."""
-    assert run_script(case, tiny_model, tmp_path).endswith(f"{case}: equal\n")
+    printed = run_script(__name__, case, str(tiny_model), str(tmp_path), runner="v2")
+    assert printed.endswith(f"{case}: equal\n")
 
 
 class DepthOracle(Oracle):
@@ -69,27 +41,6 @@ class DepthOracle(Oracle):
     def _block(self, context: Any, position: Any, critical: Any, depth: int, budget: Any) -> Any:
         self.num_nested += depth > 0
         return super()._block(context, position, critical, depth, budget)
-
-
-class Preempter:
-    """Preempts a running request every few steps, as vLLM does when blocks run out."""
-
-    def __init__(self, scheduler: Any, every: int) -> None:
-        self.num_branches = 0
-        self._scheduler, self._every, self._step = scheduler, every, 0
-        self._schedule = scheduler.schedule
-        scheduler.schedule = self.schedule
-
-    def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        self._step += 1
-        running = self._scheduler.running
-        if running and self._step % self._every == 0:
-            request = running.pop(self._step % len(running))
-            self.num_branches += self._scheduler._is_member(request)
-            self._scheduler._preempt_request(request, time.monotonic())
-            # It may run again in this very step, which vLLM's own preemption never allows.
-            self._scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
-        return self._schedule(*args, **kwargs)
 
 
 CASES = {
@@ -123,7 +74,7 @@ def main(case: str, model: str, folder: str) -> None:
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    from tests.support.engine import Engine
+    from tests.support.engine import Engine, Preempter
 
     num_paths, max_tokens, numbers, penalties = CASES[case]
     thinks = case == "thoughts"
@@ -183,14 +134,6 @@ def main(case: str, model: str, folder: str) -> None:
     assert preempter.num_branches >= 3, "preemption hardly met a branch"
     engine.close()
     print(f"{case}: equal")
-
-
-def pretend_triton_runs_on_cpus() -> None:
-    """Let vLLM find a Triton backend for CPUs, without which it takes Model Runner V1."""
-    from triton.backends import backends
-
-    driver = SimpleNamespace(is_active=lambda: True)
-    backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
 
 if __name__ == "__main__":

@@ -7,44 +7,18 @@ from typing import Any
 
 import torch
 
-VISIBLE_OUTLINE = Path(__file__).parents[1] / "visible-outline.toml"
+from tests.support.oracle import dense_forward
+from tests.support.repository import VISIBLE_OUTLINE
+
 KV_TOLERANCE = 5e-3
 """Keys of SmolLM2 reach several hundred: float32 sums in another order differ there."""
-
-
-def dense_forward(model: Any, nodes: list[Any]) -> tuple[torch.Tensor, Any]:
-    """Run all nodes as one sequence: a token sees its node's prefix, and its own node causally.
-
-    Returns:
-        [T, vocab] logits and the K/V cache, in the order of the nodes.
-
-    """
-    offsets, tokens, positions = {}, [], []
-    for node in nodes:
-        offsets[node] = len(tokens)
-        positions += range(node.start, node.start + len(node.tokens))
-        tokens += node.tokens
-    mask = torch.full((len(tokens), len(tokens)), torch.finfo(torch.float32).min)
-    for node in nodes:
-        own = slice(offsets[node], offsets[node] + len(node.tokens))
-        for seen in node.prefix:
-            mask[own, offsets[seen] : offsets[seen] + len(seen.tokens)] = 0
-        mask[own, own] = torch.triu(mask[own, own], diagonal=1)
-    with torch.inference_mode():
-        output = model(
-            torch.tensor([tokens]),
-            attention_mask=mask[None, None],
-            position_ids=torch.tensor([positions]),
-            use_cache=True,
-        )
-    return output.logits[0], output.past_key_values
 
 
 def test_visible_outline_on_smollm2(smollm2: Path, make_engine: Any) -> None:
     from transformers import AutoModelForCausalLM
     from vllm import SamplingParams
 
-    engine = make_engine(model=smollm2, options={"profile": str(VISIBLE_OUTLINE)})
+    engine = make_engine(model=smollm2, options={"profile": VISIBLE_OUTLINE})
     prompt = engine.llm.get_tokenizer().apply_chat_template(
         [{"role": "user", "content": "What is good about living in a city?"}],
         add_generation_prompt=True,

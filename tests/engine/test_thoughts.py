@@ -9,22 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.test_oracle import assert_equal, prompts
-from tests.support.oracle import Budget, Oracle
-from tests.support.tiny import IdGrammar
+from tests.support.oracle import Budget, Oracle, assert_equal, prompts
+from tests.support.tiny import IdGrammar, write_vectors
 
 GRAMMAR = IdGrammar(at_start=True, num_tags=8, path_after=(11,))
-SHAPE = (2, 64)
-"""Layers, and KV heads times head size, of the tiny model."""
-
-
-def write_vectors(file: Path, num_paths: int = 8, scale: float = 2.0) -> torch.Tensor:
-    """Write random thought embeddings, large enough to change the text."""
-    from safetensors.torch import save_file
-
-    vectors = torch.randn(num_paths, *SHAPE, generator=torch.Generator().manual_seed(3)) * scale
-    save_file({"thought_embeddings": vectors}, file)
-    return vectors
 
 
 def engine_of(make_engine: Any, folder: Path, **kwargs: Any) -> Any:

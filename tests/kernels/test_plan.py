@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from attention_kernels import (
     provider,
     segmented_attention,
 )
+from tests.support.repository import ROOT
 from tests.support.segment_cases import make_rotary
 
 
@@ -198,9 +198,8 @@ def test_the_package_knows_nothing_of_vllm() -> None:
         "found = [m for m in sys.modules if m.split('.')[0].startswith('vllm')]\n"
         "assert not found, found\n"
     )
-    root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
 

@@ -15,7 +15,7 @@ import torch
 from attention_kernels import Row, Segment, SegmentPlan, prefix_sharing, rows_that_share
 from attention_kernels.cpu import launch
 from attention_kernels.triton import shared_spans
-from tests.kernels.test_attention import PROVIDERS, check, run
+from tests.support.providers import PROVIDERS, check, run
 from tests.support.segment_cases import Case, Memory, make_rotary
 
 # The reference reads every row for itself.

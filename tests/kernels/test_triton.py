@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.repository import ROOT
+
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="test_attention.py runs it on the GPU")
@@ -20,7 +22,7 @@ def test_triton_in_its_interpreter() -> None:
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
         + ["test_attention.py", "test_sharing.py"],
         cwd=here,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parents[1])},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -1,5 +1,8 @@
-"""The simulator needs a model's configuration and tokenizer, not its weights."""
+"""The simulator is vLLM's scheduler in this process."""
 
-from tests.engine.conftest import tiny_model
+from tests.support.runners import set_environment
 
-__all__ = ["tiny_model"]
+
+def pytest_configure() -> None:
+    """Set what vLLM reads when it is imported."""
+    set_environment()

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.scheduler.test_schedules import GRAMMARS
 from tests.support.hogwild_cases import write_recipe
+from tests.support.schedules import GRAMMARS
 from tests.support.tiny import VOCAB_SIZE, make_model
 
 WORKERS, OFF = "workers", "off"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,60 +12,10 @@ from typing import Any
 import pytest
 from vllm.v1.request import Request
 
-from tests.scheduler.test_schedules import prompt, simulate
+from tests.support.repository import VISIBLE_OUTLINE
+from tests.support.schedules import MODES, Script, prompt, simulate, simulation_of, write_profile
 from tests.support.tiny import EOS, VOCAB_SIZE, IdGrammar
 from vllm_parallel_think.core.interface import Cause
-
-VISIBLE_OUTLINE = str(Path(__file__).parents[1] / "visible-outline.toml")
-MODES = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-
-
-class Script:
-    """Samples what a test wrote down, by the tokens of the row so far; words otherwise."""
-
-    def __init__(self, simulation: Any, choose: Callable[[list[int]], int]) -> None:
-        worker = simulation.worker
-
-        def run(req_id: str, output: Any) -> list[int]:
-            row = worker.rows[req_id]
-            start, num = row.num_computed, output.num_scheduled_tokens[req_id]
-            for index in range(start, start + num):
-                worker._write(row, index, row.tokens[index])
-            if start + num < len(row.tokens):
-                return []
-            token = choose(row.tokens)
-            row.tokens.append(token)
-            return [token]
-
-        worker._run = run
-
-
-def write_profile(folder: Path, fork: str, start: str, more: str = "") -> str:
-    path = folder / "attack.toml"
-    path.write_text(
-        f"""
-name = "attack"
-summary = "names read from words"
-{more}
-[fork]
-trigger = [20]
-{fork}
-[path]
-start = {start}
-end = [30]
-close = [7]
-[join]
-start = [8, 9]
-""",
-        "utf-8",
-    )
-    return str(path)
-
-
-def simulation_of(model: Path, profile: str, **kwargs: Any) -> Any:
-    from tests.support.simulator import Simulation
-
-    return Simulation(model, profile, IdGrammar(), **kwargs)
 
 
 @pytest.mark.parametrize("seed", [3, 19, 29])

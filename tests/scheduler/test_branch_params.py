@@ -14,8 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from tests.scheduler.test_attacks import MODES
-from tests.scheduler.test_schedules import simulate
+from tests.support.schedules import MODES, simulate
 from tests.support.tiny import EOS, VOCAB_SIZE, IdGrammar
 from vllm_parallel_think.core.branch_graph import Fork, Kind, Lane, Node, State
 from vllm_parallel_think.core.config.loading import load_profile

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.scheduler.test_attacks import simulation_of
 from tests.support.hogwild_cases import CLOSE, ENDS, FORCED, NAMES, write_recipe
+from tests.support.schedules import simulation_of
 from tests.support.tiny import EOS
 
 LAYOUTS = ["combined", "interleaved", "contiguous"]

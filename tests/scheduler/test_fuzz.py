@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.scheduler.test_schedules import GRAMMARS, assert_answers, simulate
+from tests.support.schedules import GRAMMARS, assert_answers, simulate
 from tests.support.tiny import VOCAB_SIZE, IdGrammar
 
 MAX_TOKENS, PATH_TOKENS = 60, 15

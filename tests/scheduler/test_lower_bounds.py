@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.scheduler.test_attacks import MODES, Script, simulation_of, write_profile
-from tests.scheduler.test_schedules import prompt, simulate
 from tests.support.oracle import Budget, Oracle
+from tests.support.schedules import MODES, Script, prompt, simulate, simulation_of, write_profile
 from tests.support.tiny import EOS, IdGrammar
 
 GRAMMARS = [

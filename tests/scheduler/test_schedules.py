@@ -8,52 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.oracle import Budget, Oracle
-from tests.support.tiny import VOCAB_SIZE, IdGrammar
-
-GRAMMARS = [
-    IdGrammar(num_paths=2),
-    IdGrammar(num_paths=3, fork_after=(10,), path_after=(11, 12)),
-    IdGrammar(num_paths=4, join_mode="reprefill"),
-    IdGrammar(num_paths=3, at_start=True, path_after=(11,)),
-]
-
-
-def prompt(rng: random.Random) -> list[int]:
-    return [rng.randrange(170, VOCAB_SIZE) for _ in range(rng.randint(1, 50))]
-
-
-def simulate(model: Path, folder: Path, grammar: IdGrammar, **kwargs: Any) -> Any:
-    from tests.support.simulator import Simulation
-
-    simulation = Simulation(model, grammar.write(folder), grammar, **kwargs)
-    # Whether the pool has room for a fork depends on the load; here the text must not.
-    simulation.scheduler._has_room = lambda num_blocks: True
-    return simulation
-
-
-def assert_answers(simulation: Any, grammar: IdGrammar, max_tokens: int, path_tokens: int) -> int:
-    """Compare every answer that was not aborted with the oracle's; return the number of forks.
-
-    An answer that was refused a fork for want of room in the index space goes on sequentially,
-    which the oracle does not know; it must say so.
-    """
-    from tests.support.simulator import hash_graph
-
-    graph, forks = hash_graph(grammar), 0
-    for client in simulation.clients.values():
-        depth = 2 if client.parallel else 0
-        budget = Budget(max_tokens=max_tokens, max_depth=depth, path_tokens=path_tokens)
-        answer = Oracle(graph, grammar, budget).answer(client.prompt)
-        if "max_model_len" in (client.summary or {}).get("fallbacks", ()):
-            continue
-        if client.aborted:
-            assert client.tokens == answer.visible[: len(client.tokens)]
-            continue
-        assert client.tokens == answer.visible
-        assert client.finish == answer.finish
-        forks += answer.num_forks
-    return forks
+from tests.support.schedules import GRAMMARS, assert_answers, prompt, simulate
+from tests.support.tiny import IdGrammar
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

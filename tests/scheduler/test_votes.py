@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scheduler.test_schedules import prompt, simulate
 from tests.support.oracle import Budget, Oracle
+from tests.support.schedules import prompt, simulate
 from tests.support.tiny import EOS, IdGrammar
 
 GRAMMAR = IdGrammar(num_paths=4, at_start=True)

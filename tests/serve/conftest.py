@@ -8,22 +8,12 @@ from typing import Any
 
 import pytest
 
-from deploy.local import smollm2
-from tests.support.server import ENDLESS, SHORT_STEPS, VISIBLE_OUTLINE, Answer, Server
-
-_LOG = pytest.StashKey[Server]()
-
-
-@pytest.fixture(scope="session")
-def model() -> Path:
-    """A small instruct model as a local folder."""
-    return smollm2.ensure_model()
+from tests.support.repository import VISIBLE_OUTLINE
+from tests.support.server import ENDLESS, SHORT_STEPS, Answer, Server
 
 
 @pytest.fixture(scope="package")
-def server(
-    model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Server]:
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose requests branch by a visible outline unless they say otherwise."""
     folder = tmp_path_factory.mktemp("serve")
     profile = folder / "endless.toml"
@@ -32,10 +22,12 @@ def server(
     workers.write_text(SHORT_STEPS)
     options = {"profile": VISIBLE_OUTLINE, "profiles": [str(profile), str(workers)]}
     server = Server(model, folder / "server.log", options)
-    request.config.stash[_LOG] = server
     try:
         server.wait_ready()
         yield server
+    except BaseException:
+        print(server.log_tail())
+        raise
     finally:
         server.stop()
 
@@ -60,7 +52,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, Any, Any]:
     """Show the end of the server's log beside a failure."""
     report = yield
-    server = item.config.stash.get(_LOG, None)
-    if report.failed and server is not None and "server" in getattr(item, "fixturenames", ()):
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and server is not None:
         report.sections.append(("server log", server.log_tail()))
     return report

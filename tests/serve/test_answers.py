@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.repository import VISIBLE_OUTLINE
 from tests.support.server import (
     FRUITS,
     MODEL_NAME,
-    VISIBLE_OUTLINE,
     XARGS,
     Answer,
     Server,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.ray.serve_options import PLACES, cli_args
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.repository import ROOT
 
 FIND = "from deploy.ray.serve_options import cli_args; print(cli_args().make_arg_parser(None))"
 

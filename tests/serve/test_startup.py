@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.repository import VISIBLE_OUTLINE
 from tests.support.scrape import Scrape
 from tests.support.server import (
     FRUITS,
-    VISIBLE_OUTLINE,
     XARGS,
     Answer,
     Server,

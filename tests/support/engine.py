@@ -159,3 +159,24 @@ class Engine:
         snapshot.tokens.extend(node.tokens)
         snapshot.keys.append(torch.stack([keys[at[0], at[1]] for keys, _ in layers]))
         snapshot.values.append(torch.stack([values[at[0], at[1]] for _, values in layers]))
+
+
+class Preempter:
+    """Preempts a running request every few steps, as vLLM does when blocks run out."""
+
+    def __init__(self, scheduler: Any, every: int) -> None:
+        self.num_branches = 0
+        self._scheduler, self._every, self._step = scheduler, every, 0
+        self._schedule = scheduler.schedule
+        scheduler.schedule = self.schedule
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        self._step += 1
+        running = self._scheduler.running
+        if running and self._step % self._every == 0:
+            request = running.pop(self._step % len(running))
+            self.num_branches += self._scheduler._is_member(request)
+            self._scheduler._preempt_request(request, time.monotonic())
+            # It may run again in this very step, which vLLM's own preemption never allows.
+            self._scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+        return self._schedule(*args, **kwargs)

@@ -7,13 +7,17 @@ tokens it sees and a RoPE position, and nothing of the plugin is imported.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tests.support.tiny import EOS, FIRST_NUMBER, IdGrammar
+from tests.support.tiny import EOS, FIRST_NUMBER, VOCAB_SIZE, IdGrammar
+
+KV_TOLERANCE = 2e-4
+"""Of keys and values of the tiny model, float32 sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -282,3 +286,56 @@ class Oracle:
         graph.truncate(size)
         needed = max(1, math.ceil(self._budget.termination * grammar.num_paths))
         return sorted(lengths)[needed - 1]
+
+
+def dense_forward(model: Any, nodes: list[Any]) -> tuple[torch.Tensor, Any]:
+    """Run all nodes as one sequence: a token sees its node's prefix, and its own node causally.
+
+    Returns:
+        [T, vocab] logits and the K/V cache, in the order of the nodes.
+
+    """
+    offsets, tokens, positions = {}, [], []
+    for node in nodes:
+        offsets[node] = len(tokens)
+        positions += range(node.start, node.start + len(node.tokens))
+        tokens += node.tokens
+    mask = torch.full((len(tokens), len(tokens)), torch.finfo(torch.float32).min)
+    for node in nodes:
+        own = slice(offsets[node], offsets[node] + len(node.tokens))
+        for seen in node.prefix:
+            mask[own, offsets[seen] : offsets[seen] + len(seen.tokens)] = 0
+        mask[own, own] = torch.triu(mask[own, own], diagonal=1)
+    with torch.inference_mode():
+        output = model(
+            torch.tensor([tokens]),
+            attention_mask=mask[None, None],
+            position_ids=torch.tensor([positions]),
+            use_cache=True,
+        )
+    return output.logits[0], output.past_key_values
+
+
+def prompts(num: int, seed: int) -> list[list[int]]:
+    """Draw prompts of 3 to 70 words."""
+    rng = random.Random(seed)
+    return [[rng.randrange(40, VOCAB_SIZE) for _ in range(rng.randint(3, 70))] for _ in range(num)]
+
+
+def assert_equal(output: Any, answer: Answer, snapshot: Any) -> None:
+    """Compare visible tokens, then K/V of everything the group held, layer by layer."""
+    completion = output.outputs[0]
+    assert list(completion.token_ids) == answer.visible
+    assert completion.finish_reason == answer.finish
+    if answer.num_forks == 0:
+        return
+    assert output.kv_transfer_params["parallel_think"]["forks"] == answer.num_forks
+    # Either may know more than the client saw: the oracle stops at the cut, siblings run on behind
+    # it.
+    num = min(len(snapshot.tokens), len(answer.graph.tokens))
+    assert num and snapshot.tokens[:num] == answer.graph.tokens[:num]
+    cache = answer.graph.forward().past_key_values
+    for kind, ours in (("keys", snapshot.keys), ("values", snapshot.values)):
+        dense = torch.stack([getattr(layer, kind)[0].transpose(0, 1) for layer in cache.layers])
+        error = (torch.cat(ours, dim=1)[:, :num] - dense[:, :num]).abs().max().item()
+        assert error < KV_TOLERANCE, f"{kind} differ by {error}"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-VISIBLE = str(Path(__file__).parents[1] / "visible-outline.toml")
-"""A grammar without tags whose outline is part of the answer: what profile files may do."""
+from tests.support.repository import VISIBLE_OUTLINE as VISIBLE
 
 MULTIVERSE = "<Parallel>\n<Goal>\n<Outline>\n1: p\n</Outline>\n<Outline>\n2: q\n</Outline>\n</Goal>"
 NESTED = (
@@ -68,3 +65,18 @@ TOYS = {
     "threadweaver": THREADS_TOY,
     VISIBLE: OUTLINE_TOY,
 }
+
+TEXTS = {
+    "multiverse": TOY["0.0"] + "\n<Path>\n1: p\n</Path>\n<Path>\n2: q r s\n</Path>\n<Conclusion>\n"
+    "c\n</Conclusion>\n</Parallel>\ntext",
+    "npr": NPR_TOY["0.0"] + "\n<step>\n1: p p p\n</step>\n<step>\n2: q\n</step>\n<takeaway>\n"
+    "c\n</takeaway>\n\n4",
+    "parallel-r1": "q a<Parallel><Path>\n p\n</Path><Path>\n r s t\n</Path></Parallel>\n<Summary>"
+    "c</Summary> end",
+    "threadweaver": THREADS_TOY["0.0"] + "\n<Thread>\n1: p</Thread><Thread>\n2: q r</Thread>\n"
+    "</Parallel>\n e",
+    VISIBLE: "Short outline:\n1. Apples\n2. Pears: sweet\n\n\n"
+    "**1. Apples**\n\nThis one is red.\n\n"
+    "**2. Pears**\n\nThis is green.\n\nIn short, fruit.\n",
+}
+"""What the toys look like to a client."""

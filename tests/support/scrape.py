@@ -8,6 +8,15 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+FIGURES = {
+    "vllm_pt_forks_total": "forks",
+    "vllm_pt_paths_total": "paths",
+    "vllm_pt_generated_tokens_total": "generated_tokens",
+    "vllm_pt_critical_path_tokens_total": "critical_path_tokens",
+    "vllm_pt_reused_kv_tokens_total": "reused_kv_tokens",
+}
+"""Metrics that are sums over the summaries which clients get, and the summary's key."""
+
 
 class Scrape:
     """All series of one scrape."""

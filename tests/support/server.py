@@ -23,9 +23,6 @@ MODEL_NAME = "smollm2"
 START_SECONDS = 240
 IDLE_SECONDS = 30
 
-VISIBLE_OUTLINE = str(Path(__file__).parents[1] / "visible-outline.toml")
-"""A profile that forks whatever is asked."""
-
 XARGS = {"pt_path_tokens": 24, "pt_max_paths": 3}
 
 ENDLESS = """

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 VOCAB_SIZE = 256
 EOS = 2
 FIRST_NUMBER = 100
 """Token id of the word "0"; names of paths are the words that follow."""
+THOUGHT_SHAPE = (2, 64)
+"""Layers, and KV heads times head size, of the tiny model."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,15 @@ def make_model(folder: Path, seed: int = 0) -> Path:
         tokenizer_object=tokenizer, bos_token="w1", eos_token=f"w{EOS}", unk_token="w0"
     ).save_pretrained(folder)
     return folder
+
+
+def write_vectors(file: Path, num_paths: int = 8, scale: float = 2.0) -> Any:
+    """Write random thought embeddings, large enough to change the text."""
+    import torch
+    from safetensors.torch import save_file
+
+    vectors = (
+        torch.randn(num_paths, *THOUGHT_SHAPE, generator=torch.Generator().manual_seed(3)) * scale
+    )
+    save_file({"thought_embeddings": vectors}, file)
+    return vectors

@@ -10,9 +10,8 @@ import torch
 
 from spec_decode.judge_head import load_head
 from spec_decode.rules import Judge
-from tests.engine.judge.engine import make_head, make_models, params, speculation
-from tests.engine.test_oracle import assert_equal, prompts
-from tests.support.oracle import Budget, DenseGraph, Oracle
+from tests.support.oracle import Budget, DenseGraph, Oracle, assert_equal, prompts
+from tests.support.speculation import make_head, make_models, params, speculation
 from tests.support.tiny import IdGrammar
 
 PATH_TOKENS = 16

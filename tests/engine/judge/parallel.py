@@ -15,9 +15,8 @@ import torch
 from spec_decode.judge_head import load_head
 from spec_decode.reference_decoding import speculate
 from spec_decode.rules import Judge
-from tests.engine.judge.engine import EOS, NUM_DRAFTS, make_head, make_models, params, speculation
-from tests.engine.test_oracle import prompts
-from tests.support.oracle import Budget, Oracle
+from tests.support.oracle import Budget, Oracle, prompts
+from tests.support.speculation import EOS, NUM_DRAFTS, make_head, make_models, params, speculation
 from tests.support.tiny import IdGrammar
 
 MAX_TOKENS = 40

@@ -16,9 +16,8 @@ import torch
 from spec_decode.judge_head import load_head
 from spec_decode.rules import Judge
 from tests.engine.judge.branches import assert_same
-from tests.engine.judge.engine import NUM_DRAFTS, make_head, params
-from tests.engine.test_oracle import prompts
-from tests.support.oracle import Budget, Oracle
+from tests.support.oracle import Budget, Oracle, prompts
+from tests.support.speculation import NUM_DRAFTS, make_head, params
 from tests.support.tiny import IdGrammar, make_model
 
 MAX_TOKENS = 60

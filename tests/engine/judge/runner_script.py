@@ -18,8 +18,8 @@ import torch
 from spec_decode.judge_head import JudgeHead, load_head
 from spec_decode.reference_decoding import DecodingTrace, speculate
 from spec_decode.rules import KL, FLy, Judge, Rule, TopNDelta, Typical
-from tests.engine.judge.engine import EOS, NUM_DRAFTS, make_head, make_models, params, speculation
-from tests.engine.test_oracle import prompts
+from tests.support.oracle import prompts
+from tests.support.speculation import EOS, NUM_DRAFTS, make_head, make_models, params, speculation
 
 PROMPTS = prompts(4, seed=7)
 MAX_TOKENS = 40
@@ -233,7 +233,7 @@ NOT_ON_V2 = {
 def main(runner: str, what: str, folder: str) -> None:
     """Run all checks on a runner."""
     if runner == "v2":
-        from tests.engine.test_runner_v2 import pretend_triton_runs_on_cpus
+        from tests.support.runners import pretend_triton_runs_on_cpus
 
         pretend_triton_runs_on_cpus()
     if what == "plain":

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "PYTHONPATH": str(ROOT),
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+from tests.support.runners import run_script
+
 MODULES = {
     "v1": "vllm.v1.worker.cpu_model_runner",
     "v2": "vllm.v1.worker.cpu.model_runner",
 }
-V2 = {"TRITON_INTERPRET": "1", "VLLM_CPU_CI_ENV": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 
 
 def run(runner: str, what: str, folder: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.engine.judge.runner_script", runner, what, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **(V2 if runner == "v2" else {})},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
-    return result.stdout
+    return run_script("tests.engine.judge.runner_script", runner, what, str(folder), runner=runner)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.support.samples import (
     NPR_TOY,
     OUTLINE_TOY,
     R1_TOY,
+    TEXTS,
     THREADS_TOY,
     TOY,
     TOYS,
@@ -114,21 +115,6 @@ def test_outline_paths_follow_the_outline_and_the_conclusion_the_longest_path_IN
     paths = [player.node("0.0/0.0"), player.node("0.0/1.0")]
     assert [path.start for path in paths] == [end, end]
     assert player.node("0.1").start == max(path.end for path in paths)
-
-
-TEXTS = {
-    "multiverse": TOY["0.0"] + "\n<Path>\n1: p\n</Path>\n<Path>\n2: q r s\n</Path>\n<Conclusion>\n"
-    "c\n</Conclusion>\n</Parallel>\ntext",
-    "npr": NPR_TOY["0.0"] + "\n<step>\n1: p p p\n</step>\n<step>\n2: q\n</step>\n<takeaway>\n"
-    "c\n</takeaway>\n\n4",
-    "parallel-r1": "q a<Parallel><Path>\n p\n</Path><Path>\n r s t\n</Path></Parallel>\n<Summary>"
-    "c</Summary> end",
-    "threadweaver": THREADS_TOY["0.0"] + "\n<Thread>\n1: p</Thread><Thread>\n2: q r</Thread>\n"
-    "</Parallel>\n e",
-    VISIBLE: "Short outline:\n1. Apples\n2. Pears: sweet\n\n\n"
-    "**1. Apples**\n\nThis one is red.\n\n"
-    "**2. Pears**\n\nThis is green.\n\nIn short, fruit.\n",
-}
 
 
 @pytest.mark.parametrize("name", TOYS)

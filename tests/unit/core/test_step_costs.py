@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 from hypothesis import given
 
+from tests.support.hogwild_player import Play
 from tests.support.player import Player
+from tests.support.random_trees import RANDOM, paths, write
 from tests.support.samples import MULTIVERSE, TOYS
-from tests.unit.core.test_group_limits import RANDOM, paths, write
-from tests.unit.core.test_hogwild import Play
 from vllm_parallel_think.core.branch_graph import Node
 from vllm_parallel_think.core.fork_join.group import ForkJoinGroup
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 
 from tests.support.player import Player
-from tests.support.samples import DEEP, MULTIVERSE, NPR, THREADS, TOYS, VISIBLE
+from tests.support.random_trees import RANDOM, paths, write
+from tests.support.samples import DEEP, MULTIVERSE, NPR, TEXTS, THREADS, TOYS, VISIBLE
 from tests.support.vocabularies import ALL, tags
-from tests.unit.core.test_group_limits import RANDOM, paths, write
-from tests.unit.core.test_group_positions import TEXTS
 from vllm_parallel_think.__main__ import main
 from vllm_parallel_think.core.branch_graph import Kind
 from vllm_parallel_think.core.config.loading import load_profile, parse_profile

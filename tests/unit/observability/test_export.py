@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from tests.support.logs import times_said
 from tests.support.scrape import Scrape
 from tests.support.server import environment
 from vllm_parallel_think.observability.metrics import export
@@ -114,11 +115,6 @@ def test_two_engines_in_one_scrape(tmp_path: Path, servers: str, method: str) ->
         assert directory == "None"
     assert not os.path.exists(directory)
     assert not list(tmp_path.glob("vllm-parallel-think-*"))
-
-
-def times_said(caplog: pytest.LogCaptureFixture, words: str) -> int:
-    """How often something was logged; a record counts once although two loggers hand it on."""
-    return len({id(record) for record in caplog.records if words in record.getMessage()})
 
 
 @pytest.fixture

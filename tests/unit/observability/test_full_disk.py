@@ -17,8 +17,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from tests.support.logs import times_said
 from tests.support.server import environment
-from tests.unit.observability.test_export import times_said
 from vllm_parallel_think.observability.metrics import outage
 from vllm_parallel_think.observability.metrics.export import Home
 from vllm_parallel_think.observability.metrics.files import INITIAL_BYTES, AllocatedDict

@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 from vllm.config import VllmConfig
 
-from tests.scheduler.test_schedules import simulate
+from tests.support.schedules import crowd, simulate, simulation_config
 from tests.support.tiny import IdGrammar
-from tests.unit.observability.test_recorder import crowd
-from tests.unit.observability.test_spans import exporter, simulation_config
 from vllm_parallel_think.core.errors import MAX_ID, short_id
 from vllm_parallel_think.observability.observed_group import ObservedGroup, Viewer
 from vllm_parallel_think.observability.page.timelines import TimelineWriter
 from vllm_parallel_think.observability.tracing import SpanWriter
 from vllm_parallel_think.scheduler.group_table import GroupState
 from vllm_parallel_think.scheduler.preemption import GivingWayMixin
-
-__all__ = ["exporter"]
 
 LONG = "chatcmpl-" + "x" * 100_000 + "-0-abcd1234"
 

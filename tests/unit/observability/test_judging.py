@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.judge.test_runners import ENVIRONMENT, ROOT
+from tests.support.repository import ROOT
+from tests.support.runners import ENVIRONMENT
 from tests.support.scrape import growth, here
 from vllm_parallel_think.judge.acceptance_metrics import JudgeCounter
 from vllm_parallel_think.judge.verifier import Counts
@@ -19,8 +20,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from tests.support.engine import Engine
-from tests.engine.test_oracle import prompts
-from tests.engine.judge.engine import make_models, params, speculation
+from tests.support.oracle import prompts
+from tests.support.speculation import make_models, params, speculation
 from tests.support.scrape import here
 
 target, draft = make_models(Path(sys.argv[1]), noise=0.05)

@@ -15,9 +15,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.scheduler.test_schedules import prompt, simulate
+from tests.support.schedules import crowd, prompt, simulate
 from tests.support.tiny import IdGrammar
-from tests.unit.observability.test_recorder import crowd
 from vllm_parallel_think.observability.metrics import export
 from vllm_parallel_think.observability.page import timelines
 from vllm_parallel_think.observability.page.endpoint import PATH, PageEndpoint

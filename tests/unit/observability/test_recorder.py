@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.scheduler.test_schedules import prompt, simulate
-from tests.support.scrape import growth, here, total
+from tests.support.logs import times_said
+from tests.support.schedules import crowd, simulate
+from tests.support.scrape import FIGURES, growth, here, total
 from tests.support.tiny import IdGrammar
-from tests.unit.observability.test_export import times_said
 from vllm_parallel_think.observability.metrics.outage import FIRST_PAUSE, Outage
 from vllm_parallel_think.observability.metrics.recorder import Recorder
 
 GRAMMAR = IdGrammar(num_paths=4)
-FIGURES = {
-    "vllm_pt_forks_total": "forks",
-    "vllm_pt_paths_total": "paths",
-    "vllm_pt_generated_tokens_total": "generated_tokens",
-    "vllm_pt_critical_path_tokens_total": "critical_path_tokens",
-    "vllm_pt_reused_kv_tokens_total": "reused_kv_tokens",
-}
-
-
-def crowd(simulation: Any, seed: int, num_clients: int = 6) -> random.Random:
-    """Send some requests, one of them plain."""
-    rng = random.Random(seed)
-    for number in range(num_clients):
-        simulation.add(prompt(rng), parallel=number != 2, max_tokens=150, pt_path_tokens=20)
-    return rng
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.scheduler.test_schedules import simulate
+from tests.support.schedules import crowd, simulate, simulation_config
 from tests.support.tiny import IdGrammar
-from tests.unit.observability.test_recorder import crowd
 from vllm_parallel_think.observability.tracing import SpanWriter
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
-
-
-@pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    """What vLLM's tracer provider would send away."""
-    exporter = InMemorySpanExporter()
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
-        trace.set_tracer_provider(provider)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return exporter
 
 
 def by_id(spans: tuple[ReadableSpan, ...]) -> dict[int, ReadableSpan]:
@@ -77,9 +60,3 @@ def test_a_group_is_a_tree_of_spans_in_the_clients_trace(
         assert names[request]["parallel_think.join"] <= summary["forks"]
         assert tokens[request] == summary["generated_tokens"]
     assert sum(count["parallel_think.join"] for count in names.values()) > 2
-
-
-def simulation_config(simulation: Any) -> Any:
-    config = simulation.scheduler.vllm_config
-    config.observability_config.otlp_traces_endpoint = "http://127.0.0.1:1"
-    return config

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec_decode.sibling_ngrams import SiblingTexts, continuation
+from tests.support.runners import run_script
 
 text = st.lists(st.integers(0, 2), max_size=14)
 
@@ -72,13 +70,5 @@ def test_a_server_without_branches_is_refused() -> None:
 @pytest.mark.slow
 def test_in_an_engine(tmp_path: Path) -> None:
     """Groups answer as the dense oracle does; drafts of siblings are kept."""
-    from tests.engine.judge.test_runners import ENVIRONMENT, ROOT
-
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.engine.judge.runner_script", "v1", "siblings", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-    )
-    assert "siblings hold" in result.stdout, result.stdout[-3000:] + result.stderr[-5000:]
+    said = run_script("tests.engine.judge.runner_script", "v1", "siblings", str(tmp_path))
+    assert "siblings hold" in said

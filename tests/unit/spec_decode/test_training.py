@@ -33,7 +33,7 @@ from spec_decode.training.generation import (
 )
 from spec_decode.training.label import Label
 from spec_decode.training.label import run as run_label
-from tests.engine.judge.engine import EOS, make_models
+from tests.support.speculation import EOS, make_models
 
 
 @pytest.fixture(scope="module")

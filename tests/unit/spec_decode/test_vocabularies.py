@@ -20,8 +20,8 @@ from spec_decode.tasks.arithmetic import read_answer
 from spec_decode.training.generation import end_ids, load_model, stop_ids
 from spec_decode.vocabulary import VocabularyContents, check_pair, line_ids, refuse_other
 from tests.bench import judge as bench
-from tests.engine.judge.engine import make_models
 from tests.support.chain_models import FOLLOWS, QUESTION, make_chain, make_tokenizer, token
+from tests.support.speculation import make_models
 from vllm_parallel_think.configure import configure
 from vllm_parallel_think.core.errors import OptionError
 
