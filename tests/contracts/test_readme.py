@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "vllm_parallel_think" / "README.md"
 FOLDERS = ("vllm_parallel_think", "attention_kernels", "spec_decode", "deploy")
-PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 MOST_WORDS = 800
 WIDEST = 120
 
