@@ -50,10 +50,10 @@ test: env $(NEEDS_MODEL) ## the tests that run in minutes
 test-slow: env $(NEEDS_MODEL) ## the tests that take longer
 	$(PY) -m pytest -m slow
 
-fuzz: env ## workers, paths, trees and plain requests mixed, ten thousand times
+fuzz: env ## workers, paths, trees and plain requests mixed, at random, SEEDS times
 	$(PY) -m tests.scheduler.mixture --seeds 0:$(SEEDS)
 
-soak: env $(NEEDS_MODEL) ## a server for minutes under all profiles, in a pool that is too small
+soak: env $(NEEDS_MODEL) ## a server for MINUTES under all profiles, in a pool that is too small: leaks, counts
 	$(PY) -m tests.deploy.soak --minutes $(MINUTES)
 
 test-deploy: env $(NEEDS_MODEL) deploy-tools ## real server and Prometheus under load, its page in Chromium, Ray with killed replicas, Helm chart
@@ -67,7 +67,7 @@ chart-files: ## copy rules and dashboard into the Helm chart
 	cp deploy/prometheus/rules.yaml deploy/grafana/parallel-think.json deploy/kubernetes/chart/files/
 
 # checkov pins hundreds of versions that are not vLLM's, so it has an environment of its own.
-deploy-tools: env
+deploy-tools: env ## what test-deploy and dashboard need; prometheus and chromium are the system's
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[deploy,ray]'
 	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && \
 		build/checkov/bin/pip install --quiet --disable-pip-version-check 'checkov>=3.3,<4'; }
@@ -84,7 +84,7 @@ lint: env ## style, formatting, types
 bench: env $(NEEDS_MODEL) ## benchmarks of fork and join
 	$(PY) -m tests.bench --model $(MODEL)
 
-bench-parathinker: env $(NEEDS_MODEL) ## paths behind the prompt, their summary, and votes
+bench-parathinker: env $(NEEDS_MODEL) ## paths right after the prompt, their summary, and votes
 	$(PY) -m tests.bench --model $(MODEL) --only parathinker
 
 bench-serving: env $(NEEDS_MODEL) ## a step of branches through vllm serve, beside plain requests

@@ -121,7 +121,8 @@ def test_the_archive_can_be_tested(tmp_path: Path) -> None:
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path, filter="data")
     (folder,) = [each for each in tmp_path.iterdir() if each.is_dir()]
-    for path in ("Makefile", "README.md", ".ci/run", "deploy/local/environment.py"):
+    named = ("README.md", "ARCHITECTURE.md", ".ci/run", "deploy/local/environment.py")
+    for path in ("Makefile", "deploy/examples/curl.sh", *named):
         assert (folder / path).exists(), path
     collected = [collect(ROOT), collect(folder)]
     assert collected[0] == collected[1] > 1000

@@ -17,7 +17,10 @@ from vllm_parallel_think.core.summary import FallbackReason, Summary
 README = ROOT / "README.md"
 REFERENCE = ROOT / "vllm_parallel_think" / "README.md"
 FOLDERS = ("vllm_parallel_think", "attention_kernels", "spec_decode", "deploy")
-PAGES = [README, *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 MOST_WORDS = 800
 WIDEST = 120
 
