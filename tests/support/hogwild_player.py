@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_parallel_think.core.config.request_options import RequestOptions
-
 from tests.support.vocabularies import chars
 from vllm_parallel_think.core.branch_graph import Kind, State
-from vllm_parallel_think.core.config.profile import parse_profile
+from vllm_parallel_think.core.config.loading import parse_profile
+from vllm_parallel_think.core.config.request_options import RequestOptions
 from vllm_parallel_think.core.hogwild.cache_layout import ANSWER, OTHERS, OWN
 from vllm_parallel_think.core.hogwild.group import HogwildGroup
 from vllm_parallel_think.core.hogwild.prompts import HogwildPrompts

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.observability.test_export import times_said
+from tests.support.logs import times_said
 from vllm_parallel_think.observability.metrics.outage import FIRST_PAUSE, Outage
 from vllm_parallel_think.observability.observed_group import Load, ObservedGroup, Viewer
 from vllm_parallel_think.observability.observer import Observer
