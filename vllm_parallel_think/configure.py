@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import vllm
-from packaging.version import Version
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from .attention.thought_embeddings import check_file, shape_of
 from .compat.logger import init_logger
+from .compat.version import check_version
 from .core.config.hogwild_profile import HogwildProfile
 from .core.config.server_options import FLAG, ServerOptions
 from .core.errors import OptionError
@@ -23,8 +23,6 @@ from .validation import WAY_OUT, refuse_unsupported, workers_refusal
 
 logger = init_logger(__name__)
 
-SUPPORTED = (Version("0.32"), Version("0.34"))
-"""vLLM versions from the first up to, not including, the second."""
 
 DEFAULT_BLOCK_SIZES = {"cpu": 32, "cuda": 16}
 
@@ -73,21 +71,6 @@ def configure(vllm_config: VllmConfig) -> None:
     request_validation.install(settings)
     response_summary.install()
     tokenwise.install()
-
-
-def check_version(version: str) -> None:
-    """Refuse a vLLM whose seams this plugin does not know.
-
-    Raises:
-        OptionError: Names the version found and those supported.
-
-    """
-    low, high = SUPPORTED
-    if not low <= Version(version) < high:
-        raise OptionError(
-            f"vllm-parallel-think supports vLLM >={low},<{high}, found {version}: "
-            f"install a supported vLLM, {WAY_OUT}"
-        )
 
 
 def _prepare_workers(config: VllmConfig, settings: Settings) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 logger = logging.getLogger("vllm.parallel_think")
 
@@ -26,15 +27,15 @@ def register() -> None:
 
 
 def _wrap_platform_check() -> None:
-    """Run :func:`configure` behind the platform's own check, vLLM's last word on a configuration.
-
-    Patch: vLLM 0.32 has no hook for plugins there. It could go if ``VllmConfig`` called one.
-    """
+    """Run :func:`configure` after the platform's own check."""
     from vllm.platforms import current_platform
 
-    platform = type(current_platform)
-    check = platform.check_and_update_config.__func__
+    from .compat.patches import CHECK_CONFIG
 
+    CHECK_CONFIG.apply(type(current_platform), _with_configure)
+
+
+def _with_configure(check: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(check)
     def check_and_update_config(cls: type, vllm_config: object) -> None:
         check(cls, vllm_config)
@@ -44,4 +45,4 @@ def _wrap_platform_check() -> None:
 
             configure(vllm_config)
 
-    platform.check_and_update_config = classmethod(check_and_update_config)
+    return check_and_update_config

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu import cudagraph_utils
 
 from vllm_parallel_think.attention.block_headers import BlockHeaderTensors
 from vllm_parallel_think.worker.cudagraph import keep_branches_out_of_full_graphs
+from vllm_parallel_think.worker.model_runner import model_runner
 
 SIZES = [1, 2, 4, 8]
 FULL, PIECEWISE, NONE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE
@@ -51,7 +52,9 @@ def test_model_runner_v1(config: Any, tables: BlockHeaderTensors, mode: CUDAGrap
     stock, ours = CudagraphDispatcher(config), CudagraphDispatcher(config)
     for dispatcher in (stock, ours):
         dispatcher.initialize_cudagraph_keys(mode)
-    keep_branches_out_of_full_graphs(SimpleNamespace(cudagraph_dispatcher=ours), tables)
+    runner = model_runner(SimpleNamespace(cudagraph_dispatcher=ours))
+    for _ in range(2):  # a worker may set its cache up again
+        keep_branches_out_of_full_graphs(runner, tables)
     for uniform in (True, False):
         for num_tokens in (1, 3, 8, 9):
             asked = {"num_tokens": num_tokens, "uniform_decode": uniform}
@@ -79,10 +82,9 @@ def test_model_runner_v2(
         return manager
 
     stock, ours, drafts = make(), make(), make()
-    runner = SimpleNamespace(
-        cudagraph_manager=ours, speculator=SimpleNamespace(decode_cudagraph_manager=drafts)
-    )
-    keep_branches_out_of_full_graphs(runner, tables)
+    speculator = SimpleNamespace(decode_cudagraph_manager=drafts)
+    runner = SimpleNamespace(req_states=None, cudagraph_manager=ours, speculator=speculator)
+    keep_branches_out_of_full_graphs(model_runner(runner), tables)
     for uniform in (1, None):
         for num_tokens in (1, 3, 8, 9):
             asked = (num_tokens, num_tokens, uniform, 0)
@@ -98,4 +100,4 @@ def test_model_runner_v2(
 
 def test_a_runner_without_managers_is_refused(tables: BlockHeaderTensors) -> None:
     with pytest.raises(RuntimeError, match="no CUDA graph manager"):
-        keep_branches_out_of_full_graphs(SimpleNamespace(), tables)
+        keep_branches_out_of_full_graphs(model_runner(SimpleNamespace()), tables)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -157,18 +156,3 @@ class HogwildState:
         """Return a run whose blocks are an array of those that it fills."""
         span = -(-run.length // self._block_size)
         return Run(np.array(run.blocks[:span], dtype=np.int32), run.length, run.role)
-
-
-def row_ids_of(runner: Any) -> RowIds:
-    """Return how to read which request is in which row; both model runners know it on the host."""
-
-    def by_batch(_metadata: CommonAttentionMetadata) -> Sequence[str]:
-        ids: Sequence[str] = runner.input_batch.req_ids
-        return ids
-
-    def by_state(metadata: CommonAttentionMetadata) -> Sequence[str]:
-        assert metadata.req_idx is not None
-        names = runner.req_states.index_to_req_id
-        return [names[index] for index in metadata.req_idx.tolist()]
-
-    return by_state if hasattr(runner, "req_states") else by_batch

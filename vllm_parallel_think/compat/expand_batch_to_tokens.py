@@ -10,6 +10,7 @@ import torch
 from vllm.v1.sample import rejection_sampler
 
 from .logger import init_logger
+from .patches import EXPAND_BATCH
 
 logger = init_logger(__name__)
 
@@ -43,12 +44,8 @@ def is_broken() -> bool:
     return expanded.tolist() != [0.25, 0.75, 0.75]
 
 
-def mend() -> None:
-    """Replace vLLM's function if it is broken; safe to call again.
-
-    Patch: sampled speculative decoding on a CPU answers with noise without it. Could go with
-    vLLM's own cure, which :func:`is_broken` then sees.
-    """
+def replace_if_broken() -> None:
+    """Replace vLLM's function if it is broken; safe to call again."""
     if is_broken():
         logger.info("expand_batch_to_tokens is replaced (vLLM issue #55005)")
-        rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+        EXPAND_BATCH.apply(rejection_sampler, lambda _stock: expand_batch_to_tokens)

@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 
-from ..compat.patching import patch
+from ..compat import patches
 from ..core.config.request_options import RequestOptions, parse_request
 from ..core.errors import OptionError
 from ..observability.metrics import refused_requests
@@ -28,7 +28,7 @@ def install(settings: Settings) -> None:
     """Check every request against these settings; safe to call again."""
     global _settings
     _settings = settings
-    patch(type(current_platform), "validate_request", _with_check)
+    patches.VALIDATE_REQUEST.apply(type(current_platform), _with_check)
     _patch_protocols()
 
 
@@ -115,11 +115,6 @@ def _refuse(options: RequestOptions, reasons: dict[str, bool]) -> None:
 
 
 def _with_check(original: Callable[..., None]) -> Callable[..., None]:
-    """Patch: vLLM offers admission checks to platforms only.
-
-    Could go if plugins could add one.
-    """
-
     @functools.wraps(original)
     def validate_request(cls: type, processed_inputs: Any, params: Any) -> None:
         original(cls, processed_inputs, params)
@@ -130,20 +125,17 @@ def _with_check(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _patch_protocols() -> None:
-    """Patch: the only code of a request that runs before vLLM starts a streaming response.
-
-    Could go if vLLM validated a request before it answers a stream with HTTP 200.
-    """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 
-    for request in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
-        patch(request, "to_sampling_params", _checked)
-    for request in (ChatCompletionRequest, CompletionRequest):
-        patch(request, "to_beam_search_params", _no_beam)
-    patch(ServingTokens, "serve_tokens", _checked_tokens, ("self", "request"))
+    patches.CHAT_PARAMS.apply(ChatCompletionRequest, _checked)
+    patches.COMPLETION_PARAMS.apply(CompletionRequest, _checked)
+    patches.RESPONSES_PARAMS.apply(ResponsesRequest, _checked)
+    patches.CHAT_BEAMS.apply(ChatCompletionRequest, _no_beam)
+    patches.COMPLETION_BEAMS.apply(CompletionRequest, _no_beam)
+    patches.SERVE_TOKENS.apply(ServingTokens, _checked_tokens)
 
 
 def _checked(original: Callable[..., SamplingParams]) -> Callable[..., SamplingParams]:
@@ -157,8 +149,6 @@ def _checked(original: Callable[..., SamplingParams]) -> Callable[..., SamplingP
 
 
 def _checked_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: a request in tokens carries its sampling parameters ready made."""
-
     @functools.wraps(original)
     async def serve_tokens(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         check(request.sampling_params)

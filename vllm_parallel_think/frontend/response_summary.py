@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from vllm.v1.engine.output_processor import RequestState
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
-from ..compat.patching import patch
+from ..compat import patches
 from ..core.config.request_options import LIVE_KEY
 from ..core.config.server_options import CONFIG_KEY
 
@@ -40,36 +40,19 @@ def install() -> None:
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 
-    patch(RequestState, "make_request_output", _gathering, ("kv_transfer_params",))
-    stream = ("self", "request", "result_generator")
+    patches.REQUEST_OUTPUT.apply(RequestState, _gathering)
     chat = functools.partial(_summarised, (OpenAIServingChat, AnthropicServingMessages))
-    patch(OpenAIServingChat, "chat_completion_stream_generator", chat, stream)
+    patches.CHAT_STREAM.apply(OpenAIServingChat, chat)
     completion = functools.partial(_summarised, (OpenAIServingCompletion,))
-    needs = (*stream, "num_prompts")
-    patch(OpenAIServingCompletion, "completion_stream_generator", completion, needs)
-    tokens = functools.partial(_summarised, (ServingTokens,))
-    patch(ServingTokens, "serve_tokens_stream_generator", tokens, stream)
-    patch(AnthropicServingMessages, "message_stream_converter", _of_messages, ("generator",))
-    patch(
-        OpenAIServingChatBatch,
-        "chat_completion_full_generator_batch",
-        _of_every_conversation,
-        ("generators",),
-    )
-    patch(
-        OpenAIServingCompletion,
-        "request_output_to_completion_response",
-        _of_every_prompt,
-        ("final_res_batch", "request"),
-    )
+    patches.COMPLETION_STREAM.apply(OpenAIServingCompletion, completion)
+    patches.TOKENS_STREAM.apply(ServingTokens, functools.partial(_summarised, (ServingTokens,)))
+    patches.MESSAGES_STREAM.apply(AnthropicServingMessages, _of_messages)
+    patches.CHAT_BATCH.apply(OpenAIServingChatBatch, _of_every_conversation)
+    patches.COMPLETION_RESPONSE.apply(OpenAIServingCompletion, _of_every_prompt)
 
 
 def _gathering(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: of ``n`` choices vLLM keeps the parameters of the one that spoke last.
-
-    Could go if vLLM kept ``kv_transfer_params`` by choice.
-    """
-
+    """Keep the summaries of all ``n`` choices."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -98,11 +81,11 @@ def _gather(
 
 
 def _summarised(owners: tuple[type, ...], original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: vLLM's streaming chunks have no field for ``kv_transfer_params``.
+    """Put summaries, and paths as they grow, into a stream's chunks.
 
-    Could go if they had one. Subclasses turn the chunks into those of another API and take one
-    without choices for the usage, so views of paths are for the first of these classes alone;
-    subclasses that are not named here have no place for a summary.
+    Subclasses make chunks of another API from these and take one without choices for the usage, so
+    views of paths are for the first of these classes alone; subclasses that are not named here have
+    no place for a summary.
     """
     signature = inspect.signature(original)
 
@@ -191,10 +174,7 @@ def _extra_chunk(first: str, key: str, value: Any) -> str:
 
 
 def _of_every_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: of several prompts in one completion request vLLM keeps the first one's parameters.
-
-    Could go if vLLM kept ``kv_transfer_params`` by choice.
-    """
+    """Keep the summaries of all prompts of a completion request."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -218,10 +198,7 @@ def _of_every_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_every_conversation(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: the answer to a batch of conversations leaves out ``kv_transfer_params``.
-
-    Could go if it kept them by choice. They are a list here, whatever the number of conversations.
-    """
+    """Add the summaries to a batch of conversations: a list, whatever their number."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -245,14 +222,11 @@ def _of_every_conversation(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_messages(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: a stream of ``/v1/messages`` is made from chat chunks and drops what they have more.
-
-    Could go if vLLM put ``kv_transfer_params`` into its last ``message_delta``.
-    """
+    """Take summaries out of the chat chunks of ``/v1/messages``; add one to the last delta."""
 
     @functools.wraps(original)
     async def message_stream_converter(
-        self: Any, generator: AsyncIterator[str], *args: Any, **kwargs: Any
+        self: Any, generator: AsyncIterator[Any], *args: Any, **kwargs: Any
     ) -> AsyncIterator[str]:
         found: list[Any] = []
         chunks = _without_summaries(generator, found)
@@ -267,11 +241,19 @@ def _of_messages(original: Callable[..., Any]) -> Callable[..., Any]:
     return message_stream_converter
 
 
-async def _without_summaries(chunks: AsyncIterator[str], found: list[Any]) -> AsyncIterator[str]:
-    """Pass chunks of a chat on; take their summaries out."""
+async def _without_summaries(chunks: AsyncIterator[Any], found: list[Any]) -> AsyncIterator[Any]:
+    """Pass chunks of a chat on; take their summaries out.
+
+    vLLM 0.32 makes these streams from text; 0.33 from objects, which carry what a choice with one
+    summary ended with.
+    """
     mark = f'"{CONFIG_KEY}": '  # inside a text its quotes would be escaped
     async for chunk in chunks:
-        if mark in chunk:
+        if not isinstance(chunk, str):
+            params = getattr(chunk, "kv_transfer_params", None) or {}
+            if CONFIG_KEY in params:
+                found.append([params[CONFIG_KEY]])
+        elif mark in chunk:
             values = json.loads(chunk.removeprefix("data: "))
             if CONFIG_KEY in values:
                 found.append(values.pop(CONFIG_KEY))

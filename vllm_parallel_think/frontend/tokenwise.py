@@ -18,7 +18,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from ..compat.patching import patch
+from ..compat import patches
 from . import request_validation
 
 
@@ -27,17 +27,11 @@ def install() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
-    needs = ("self", "request", "tokenizer")
-    patch(OpenAIServingChat, "_make_parser", _reading, needs)
-    patch(OpenAIServingResponses, "_make_response_parser", _reading, needs)
+    patches.CHAT_PARSER.apply(OpenAIServingChat, _reading)
+    patches.RESPONSES_PARSER.apply(OpenAIServingResponses, _reading)
 
 
 def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Patch: vLLM's parsers read deltas of several tokens otherwise than whole answers.
-
-    Could go if a parser's ``parse_delta`` did not depend on how the text was cut.
-    """
-
     @functools.wraps(original)
     def make_parser(self: Any, request: Any, tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
         parser = original(self, request, tokenizer, *args, **kwargs)

@@ -11,6 +11,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from spec_decode.draft_rows import DraftRows
 
+from ..compat.patches import SAMPLER_V1
 from .verifier import Judgement, Verifier, set_point_masses
 
 
@@ -21,7 +22,7 @@ class JudgeRejectionSampler(RejectionSampler):
     runner: Any
     _draft_probs: torch.Tensor | None
     _sampling: SamplingMetadata
-    _verdict: Judgement | None
+    _judgement: Judgement | None
     _clean: torch.Tensor | None
 
     def forward(
@@ -32,10 +33,10 @@ class JudgeRejectionSampler(RejectionSampler):
         sampling_metadata: SamplingMetadata,
     ) -> Any:
         self._draft_probs, self._sampling = draft_probs, sampling_metadata
-        self._verdict = self._clean = None
+        self._judgement = self._clean = None
         output = super().forward(metadata, draft_probs, logits, sampling_metadata)
         self._count(output.sampled_token_ids)
-        self._verdict = self._clean = self._draft_probs = None
+        self._judgement = self._clean = self._draft_probs = None
         return output
 
     def apply_logits_processors(
@@ -45,23 +46,23 @@ class JudgeRejectionSampler(RejectionSampler):
         metadata: SpecDecodeMetadata,
     ) -> torch.Tensor:
         """Process logits, then set point masses; temperature, top-k and top-p come after this."""
-        verdict = None
+        judgement = None
         if self.verifier.hidden is not None and metadata.draft_token_ids.numel():
             # Before processing, which writes into these logits: rules see the model's own.
             rows = self._make_rows(logits, metadata, self.verifier.hidden)
-            verdict = self.verifier.judge(rows, self.runner.input_batch.req_ids)
+            judgement = self.verifier.judge(rows, self.runner.input_batch.req_ids)
         processed = super().apply_logits_processors(logits, sampling_metadata, metadata)
-        if verdict is not None:
+        if judgement is not None:
             if self.is_processed_logprobs_mode and sampling_metadata.max_num_logprobs is not None:
                 self._clean = processed.clone()
-            unmasked = processed.gather(1, verdict.ids[:, None])[:, 0]
-            set_point_masses(processed, verdict, unmasked)
-            self._verdict = verdict
+            unmasked = processed.gather(1, judgement.ids[:, None])[:, 0]
+            set_point_masses(processed, judgement, unmasked)
+            self._judgement = judgement
         return processed
 
     def _count(self, sampled_token_ids: torch.Tensor) -> None:
-        if self._verdict is not None:
-            self.verifier.count(self._verdict, (sampled_token_ids >= 0).sum(dim=1) - 1)
+        if self._judgement is not None:
+            self.verifier.count(self._judgement, (sampled_token_ids >= 0).sum(dim=1) - 1)
 
     def _make_rows(
         self, logits: torch.Tensor, metadata: SpecDecodeMetadata, hidden: torch.Tensor
@@ -110,13 +111,9 @@ class JudgeRejectionSampler(RejectionSampler):
 
 
 def install(runner: Any, verifier: Verifier) -> None:
-    """Let a runner's rejection sampler ask the verifier.
-
-    Patch: vLLM makes the sampler inside the runner and registers its warm-up there, so the object
-    stays and its class changes. Could go if vLLM took verification methods from plugins.
-    """
+    """Let a runner's rejection sampler ask the verifier."""
     sampler = runner.rejection_sampler
-    sampler.__class__ = JudgeRejectionSampler
+    SAMPLER_V1.change_class(sampler, JudgeRejectionSampler)
     sampler.verifier = verifier
     sampler.runner = runner
 

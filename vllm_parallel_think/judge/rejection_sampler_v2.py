@@ -11,6 +11,7 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from spec_decode.draft_rows import NO_DRAFT, DraftRows
 
+from ..compat.patches import SAMPLER_V2, SAMPLING_PARAMS_V2, TOP_K_TOP_P_V2
 from .verifier import Judgement, PointMasses, Verifier, set_point_masses
 
 
@@ -72,10 +73,10 @@ class JudgeRejectionSamplerV2(RejectionSampler):
             self._hidden[first_row : self._num_rows],
             self._draft_rows(draft_logits, expanded_idx_mapping, expanded_local_pos),
         )
-        verdict = self.verifier.judge(rows, self._req_ids[first_req : self._num_reqs])
-        with self._point_masses(verdict):
+        judgement = self.verifier.judge(rows, self._req_ids[first_req : self._num_reqs])
+        with self._point_masses(judgement):
             processed, sampled, num_sampled = super()._verify(*arguments)
-        self.verifier.count(verdict, num_sampled - 1)
+        self.verifier.count(judgement, num_sampled - 1)
         return processed, sampled, num_sampled
 
     def _make_rows(
@@ -111,48 +112,50 @@ class JudgeRejectionSamplerV2(RejectionSampler):
         return draft_logits[idx_mapping.long(), step]
 
     @contextmanager
-    def _point_masses(self, verdict: Judgement) -> Iterator[None]:
+    def _point_masses(self, judgement: Judgement) -> Iterator[None]:
         """Set point masses into what the sampler's processing returns, and take them out at last.
 
         They have to be: without anything to process vLLM goes on with the model's own logits, and
         takes logprobs from them afterwards.
         """
-        states = self.sampler.sampling_states
-        process: Callable[..., torch.Tensor] = self.sampler.apply_sampling_params
-        top_k_top_p: Callable[..., torch.Tensor] = states.apply_top_k_top_p
-        ids = verdict.ids[:, None]
+        ids = judgement.ids[:, None]
         unmasked: list[torch.Tensor] = []
         masses: list[PointMasses] = []
 
-        def remember(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            unmasked.append(logits.gather(1, ids)[:, 0])
-            return top_k_top_p(logits, *args, **kwargs)
+        def remembering(top_k_top_p: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def remember(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+                unmasked.append(logits.gather(1, ids)[:, 0])
+                return top_k_top_p(logits, *args, **kwargs)
 
-        def processed(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            result = process(logits, *args, **kwargs)
-            before = unmasked[0] if unmasked else result.gather(1, ids)[:, 0]
-            masses.append(set_point_masses(result, verdict, before))
-            return result
+            return remember
 
-        states.apply_top_k_top_p = remember
-        self.sampler.apply_sampling_params = processed
-        try:
-            yield
-        finally:
-            del states.apply_top_k_top_p, self.sampler.apply_sampling_params
-            for mass in masses:
-                mass.undo()
+        def setting_masses(process: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def processed(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+                result = process(logits, *args, **kwargs)
+                before = unmasked[0] if unmasked else result.gather(1, ids)[:, 0]
+                masses.append(set_point_masses(result, judgement, before))
+                return result
+
+            return processed
+
+        sampler = self.sampler
+        with TOP_K_TOP_P_V2.applied(sampler.sampling_states, remembering):
+            with SAMPLING_PARAMS_V2.applied(sampler, setting_masses):
+                try:
+                    yield
+                finally:
+                    for mass in masses:
+                        mass.undo()
 
 
 def install(runner: Any, verifier: Verifier) -> None:
-    """Let a runner's rejection sampler ask the verifier.
-
-    Patch: V2's hook for samplers of one's own belongs to model classes and gives them no hidden
-    states, so the runner's object stays and its class changes. Could go if vLLM took verification
-    methods from plugins.
-    """
-    runner.rejection_sampler.__class__ = JudgeRejectionSamplerV2
-    runner.rejection_sampler.verifier = verifier
+    """Let a runner's rejection sampler ask the verifier."""
+    sampler = runner.rejection_sampler
+    # What is replaced in every step is checked once, before the first.
+    SAMPLING_PARAMS_V2.check(sampler.sampler)
+    TOP_K_TOP_P_V2.check(sampler.sampler.sampling_states)
+    SAMPLER_V2.change_class(sampler, JudgeRejectionSamplerV2)
+    sampler.verifier = verifier
 
 
 def hidden_states(runner: Any) -> torch.Tensor | None:

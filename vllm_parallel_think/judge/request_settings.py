@@ -35,7 +35,7 @@ class JudgeRequest:
 
 @dataclass(frozen=True, eq=False)
 class JudgeRequestBatch:
-    """Wishes of a batch's requests, in its order, on the device.
+    """What a batch's requests say, in its order, on the device.
 
     Attributes:
         enabled: [B] bool.
@@ -54,7 +54,7 @@ class JudgeRequestBatch:
 
 
 class JudgeRequestTable:
-    """Wishes of the requests in the worker, by request id."""
+    """What the requests in the worker say, by request id."""
 
     def __init__(self, grammars: Mapping[str, int], default: str, stops: StopStrings) -> None:
         """Start without requests.
@@ -68,38 +68,38 @@ class JudgeRequestTable:
         self.stops = stops
         self._grammars = dict(grammars)
         self._default = default
-        self._wishes: dict[str, JudgeRequest] = {}
+        self._requests: dict[str, JudgeRequest] = {}
 
     def update(self, output: SchedulerOutput) -> None:
-        """Take note of requests that came and went."""
+        """Add the requests that came and drop those that went."""
         for req_id in output.finished_req_ids:
             self._forget(req_id)
         for new in output.scheduled_new_reqs:
             if new.sampling_params is not None:
                 self._forget(new.req_id)
-                self._wishes[new.req_id] = self._read(new.sampling_params)
+                self._requests[new.req_id] = self._read(new.sampling_params)
 
     def _forget(self, req_id: str) -> None:
-        wish = self._wishes.pop(req_id, None)
-        if wish is not None:
-            self.stops.release(wish.stop_row)
+        request = self._requests.pop(req_id, None)
+        if request is not None:
+            self.stops.release(request.stop_row)
 
     def batch(self, req_ids: Sequence[str], device: torch.device) -> JudgeRequestBatch:
-        """Return the wishes of a batch; two small copies to the device, nothing waits for it."""
+        """Return what a batch's requests say; two small copies, none of them waited for."""
         off = JudgeRequest(False, 0.0, (), 0)
-        wishes = [self._wishes.get(req_id, off) for req_id in req_ids]
-        width = max((len(wish.stop_ids) for wish in wishes), default=0)
+        requests = [self._requests.get(req_id, off) for req_id in req_ids]
+        width = max((len(request.stop_ids) for request in requests), default=0)
         numbers = torch.tensor(
             [
                 [
-                    *(wish.enabled, wish.grammar, wish.stop_row),
-                    *(*wish.stop_ids, *[-1] * (width - len(wish.stop_ids))),
+                    *(request.enabled, request.grammar, request.stop_row),
+                    *(*request.stop_ids, *[-1] * (width - len(request.stop_ids))),
                 ]
-                for wish in wishes
+                for request in requests
             ],
             dtype=torch.int64,
-        ).reshape(len(wishes), 3 + width)
-        thresholds = torch.tensor([wish.threshold for wish in wishes], dtype=torch.float32)
+        ).reshape(len(requests), 3 + width)
+        thresholds = torch.tensor([request.threshold for request in requests], dtype=torch.float32)
         if device.type == "cuda":
             numbers = numbers.pin_memory().to(device, non_blocking=True)
             thresholds = thresholds.pin_memory().to(device, non_blocking=True)

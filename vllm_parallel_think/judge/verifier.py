@@ -8,7 +8,8 @@ rejection, its replacement, the bonus token and the random numbers stay vLLM's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,15 +70,15 @@ class Verifier:
 
     Attributes:
         rule: The rule.
-        wishes: What requests say.
+        requests: What requests say.
         hidden: The current step's hidden states, as its runner keeps them; ``None`` in dummy runs,
             where the rule rests.
 
     """
 
-    def __init__(self, rule: Rule, protected: torch.Tensor, wishes: JudgeRequestTable) -> None:
+    def __init__(self, rule: Rule, protected: torch.Tensor, requests: JudgeRequestTable) -> None:
         self.rule = rule
-        self.wishes = wishes
+        self.requests = requests
         self.hidden: torch.Tensor | None = None
         self._protected = protected
         self._counts = torch.zeros(4, dtype=torch.int64, device=protected.device)
@@ -87,6 +88,15 @@ class Verifier:
         """Totals since the start; reading them waits for the device."""
         return Counts(*self._counts.tolist())
 
+    @contextmanager
+    def shown(self, hidden: torch.Tensor | None) -> Iterator[None]:
+        """Hold the step's hidden states, as the runner keeps them, while it verifies."""
+        self.hidden = hidden
+        try:
+            yield
+        finally:
+            self.hidden = None
+
     def judge(self, rows: DraftRows, req_ids: Sequence[str]) -> Judgement:
         """Apply the rule, within what requests and protected tokens leave to it.
 
@@ -95,15 +105,15 @@ class Verifier:
             req_ids: The batch.
 
         """
-        wishes = self.wishes.batch(req_ids, rows.logits.device)
+        batch = self.requests.batch(req_ids, rows.logits.device)
         ids, request = rows.safe_ids, rows.request
-        allowed = wishes.enabled[request] & ~is_protected(
-            rows.draft_ids, self._protected, wishes.grammar[request]
+        allowed = batch.enabled[request] & ~is_protected(
+            rows.draft_ids, self._protected, batch.grammar[request]
         )
-        allowed &= ~is_protected(rows.draft_ids, self.wishes.stops.masks, wishes.stop_row[request])
-        allowed &= (wishes.stop_ids[request] != ids[:, None]).all(dim=1)
+        allowed &= ~is_protected(rows.draft_ids, self.requests.stops.masks, batch.stop_row[request])
+        allowed &= (batch.stop_ids[request] != ids[:, None]).all(dim=1)
         if isinstance(self.rule, Judge):
-            rows = replace(rows, threshold=wishes.threshold[request])
+            rows = replace(rows, threshold=batch.threshold[request])
         return Judgement(
             ids=ids,
             is_draft=rows.is_draft,
@@ -113,12 +123,14 @@ class Verifier:
             other=rows.logits.argmax(dim=-1) != rows.draft_ids,
         )
 
-    def count(self, verdict: Judgement, num_kept: torch.Tensor) -> None:
+    def count(self, judgement: Judgement, num_kept: torch.Tensor) -> None:
         """Add a step to the totals, of which [B] int drafts each request keeps."""
-        kept = verdict.is_draft & (verdict.position < num_kept[verdict.request])
-        lossy = kept & verdict.lossy & verdict.other
-        first = verdict.is_draft & (verdict.position == 0)
-        self._counts += torch.stack([mask.sum() for mask in (verdict.is_draft, kept, lossy, first)])
+        kept = judgement.is_draft & (judgement.position < num_kept[judgement.request])
+        lossy = kept & judgement.lossy & judgement.other
+        first = judgement.is_draft & (judgement.position == 0)
+        self._counts += torch.stack(
+            [mask.sum() for mask in (judgement.is_draft, kept, lossy, first)]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,21 +147,21 @@ class PointMasses:
 
 
 def set_point_masses(
-    logits: torch.Tensor, verdict: Judgement, unmasked: torch.Tensor
+    logits: torch.Tensor, judgement: Judgement, unmasked: torch.Tensor
 ) -> PointMasses:
     """Set point masses, in place, where a rule accepts and nothing has forbidden the token.
 
     Args:
         logits: [N, V] float, processed logits.
-        verdict: What the rule says.
+        judgement: What the rule says.
         unmasked: [N] float, the draft tokens' logits before top-k and top-p, which say what the
             target would sample and not what is forbidden: bad words, grammars, ``min_tokens`` and
             ``allowed_token_ids`` have put -inf there.
 
     """
-    index = verdict.ids[:, None]
+    index = judgement.ids[:, None]
     before = logits.gather(1, index)
-    lossy = verdict.lossy & torch.isfinite(unmasked)
+    lossy = judgement.lossy & torch.isfinite(unmasked)
     mass = min(POINT_MASS, torch.finfo(logits.dtype).max / 4)
     logits.scatter_(1, index, torch.where(lossy[:, None], mass, before))
     return PointMasses(logits, index, before)

@@ -9,7 +9,7 @@ preemption stay vLLM's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from ..compat.logger import init_logger
+from ..compat.patches import CACHE_BLOCKS
 from ..core.branch_graph import Kind, Node, State
 from ..core.config.hogwild_profile import HogwildProfile
 from ..core.config.loading import builtin_profiles
@@ -669,15 +670,16 @@ class GroupSchedulerMixin(LockStepMixin):
 
         What a branch's block holds depends on masks and positions, not on token ids alone.
         """
-        coordinator = self.kv_cache_manager.coordinator
-        cache_blocks = coordinator.cache_blocks
 
-        def cache_plain_blocks(request: Request, *args: Any, **kwargs: Any) -> None:
-            branch = self._families.branch(request.request_id)
-            if branch is None or request is branch.family.root:
-                cache_blocks(request, *args, **kwargs)
+        def of_plain_requests(cache_blocks: Callable[..., None]) -> Callable[..., None]:
+            def cache_plain_blocks(request: Request, *args: Any, **kwargs: Any) -> None:
+                branch = self._families.branch(request.request_id)
+                if branch is None or request is branch.family.root:
+                    cache_blocks(request, *args, **kwargs)
 
-        coordinator.cache_blocks = cache_plain_blocks
+            return cache_plain_blocks
+
+        CACHE_BLOCKS.apply(self.kv_cache_manager.coordinator, of_plain_requests)
 
 
 class GroupScheduler(GroupSchedulerMixin, Scheduler):

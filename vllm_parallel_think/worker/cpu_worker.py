@@ -11,6 +11,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from ..compat import patches
 from .worker import GroupWorkerMixin
 
 
@@ -51,19 +52,14 @@ def rewinds_generators(runner_class: type) -> bool:
 
 @contextmanager
 def unfinished_prompts_without_seed(runner: Any) -> Iterator[None]:
-    """Patch: keep the generators of prompts that are not computed to their end out of a step.
+    """Keep the generators of prompts that are not computed to their end out of a step.
 
     vLLM samples for every row, drops what it sampled for a prompt's earlier parts, and winds that
-    row's generator back by an offset. A CPU's generator has none: it raises, and the engine ends.
-    A row without its generator draws from the common one, and its own stays where it is, so the
-    answer does not depend on how the prompt was cut. Could go if vLLM's CPU runner did not call
-    ``get_offset``; it does nothing in one that does not.
+    row's generator back. A row without its generator draws from the common one, and its own stays
+    where it is, so the answer does not depend on how the prompt was cut.
     """
     batch = runner.input_batch
     unfinished = np.nonzero(runner.discard_request_mask.np[: batch.num_reqs])[0].tolist()
     # The step's sampling metadata holds the same dictionary.
-    held = {row: batch.generators.pop(row) for row in unfinished if row in batch.generators}
-    try:
+    with patches.GENERATORS.withheld(batch.generators, unfinished):
         yield
-    finally:
-        batch.generators.update(held)

@@ -21,4 +21,4 @@ class GroupCUDAWorker(GroupWorkerMixin, Worker):
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)
         assert self._tables is not None
-        keep_branches_out_of_full_graphs(self.model_runner, self._tables)
+        keep_branches_out_of_full_graphs(self._runner, self._tables)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from vllm.forward_context import get_forward_context
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.worker_base import WorkerBase
 
 from ..attention import step_state
 from ..attention.block_headers import BlockHeaderTensors
-from ..attention.hogwild_rows import HogwildState, row_ids_of
+from ..attention.hogwild_rows import HogwildState
 from ..attention.model_rotary import common_rotary
 from ..attention.thought_embeddings import ThoughtEmbeddings, load, shape_of
+from ..compat import patches
 from ..judge import install
 from ..judge.acceptance_metrics import JudgeCounter
 from ..judge.verifier import Verifier
@@ -22,7 +24,12 @@ from ..scheduler_output import GroupSchedulerOutput
 from ..settings import Settings
 from ..validation import workers_refusal
 from .kv_swap import HostCopies
-from .penalties import count_written
+from .model_runner import ModelRunner, model_runner
+
+_BACKEND_PATCHES = {
+    AttentionBackendEnum.CPU_ATTN: patches.CPU_BACKEND,
+    AttentionBackendEnum.FLASH_ATTN: patches.FLASH_BACKEND,
+}
 
 
 class GroupWorkerMixin(WorkerBase):
@@ -40,21 +47,27 @@ class GroupWorkerMixin(WorkerBase):
         self._verifier: Verifier | None = None
         self._judge_counter: JudgeCounter | None = None
         for backend, path in self.backends.items():
-            register_backend(backend, path)
+            _BACKEND_PATCHES[backend].override_backend(backend, path)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        for model in (self.get_model(), draft_model(self.model_runner)):
+        for model in (self.get_model(), self._runner.draft_model):
             if model is not None:
                 refuse_hookless(model)
                 model.register_forward_pre_hook(self._set_positions, with_kwargs=True)
                 model.register_forward_hook(self._restore_positions, with_kwargs=True)
         if self.vllm_config.speculative_config is not None:
             settings = Settings.from_config(self.vllm_config)
-            self._verifier = install.to_worker(self, settings)
+            self._verifier = install.verifier(
+                self._runner.verification, self._runner.stock, self.device, settings
+            )
             self._judge_counter = self._count_judged(self._verifier)
-            install.proposer(self.model_runner)
-        count_written(self.model_runner, self._written)
+            install.proposer(self._runner.proposer, self._runner.stock)
+        self._runner.count_written(self._written)
+
+    @cached_property
+    def _runner(self) -> ModelRunner:
+        return model_runner(self.model_runner)
 
     def _count_judged(self, verifier: Verifier | None) -> JudgeCounter | None:
         """Export what is accepted; of a tensor-parallel group, whose counts agree, one does."""
@@ -89,7 +102,7 @@ class GroupWorkerMixin(WorkerBase):
                 f"parallel_think cannot see how {type(self.get_model()).__name__} rotates queries; "
                 "remove parallel_think from --additional-config to serve it without branches"
             )
-        return HogwildState(self.cache_config.block_size, rotary, row_ids_of(self.model_runner))
+        return HogwildState(self.cache_config.block_size, rotary, self._runner.row_ids())
 
     def _load_thoughts(self) -> ThoughtEmbeddings | None:
         """Load this worker's share of the thought embeddings, if the server has any."""
@@ -120,7 +133,7 @@ class GroupWorkerMixin(WorkerBase):
             for req_id in scheduler_output.finished_req_ids:
                 self._written.pop(req_id, None)
         if self._verifier is not None:
-            self._verifier.wishes.update(scheduler_output)
+            self._verifier.requests.update(scheduler_output)
         if self._judge_counter is not None:
             self._judge_counter.stepped(idle=scheduler_output.total_num_scheduled_tokens == 0)
         return super().execute_model(scheduler_output)
@@ -129,7 +142,7 @@ class GroupWorkerMixin(WorkerBase):
         step_state.enter(self._tables)  # drafts are made here
         if self._verifier is None:
             return super().sample_tokens(grammar_output)
-        with install.hidden_states(self._verifier, self.model_runner):
+        with self._verifier.shown(self._runner.verification.hidden_states(self._runner.stock)):
             return super().sample_tokens(grammar_output)
 
     def execute_dummy_batch(self) -> None:
@@ -184,17 +197,6 @@ class GroupWorkerMixin(WorkerBase):
             self._natural_positions = None
         if self._tables is not None and self._tables.thoughts is not None:
             self._tables.thoughts.end_step()
-
-
-def draft_model(runner: Any) -> torch.nn.Module | None:
-    """Return the model that proposes draft tokens, if a model does.
-
-    Its keys lie in the same blocks as the target's, so its positions come from the slots as well:
-    with vLLM's own it would guess at another place of the text than the target writes at.
-    """
-    proposer = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
-    model = getattr(proposer, "model", None)
-    return model if isinstance(model, torch.nn.Module) else None
 
 
 def _positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

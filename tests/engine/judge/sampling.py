@@ -26,7 +26,7 @@ def chi_square(plain: Any, rule: Any, with_draft_logits: bool) -> float:
     sampler, verifier = plain.sampler, plain.verifier
     kept = verifier.rule, verifier._protected, sampler.runner
     ids = [f"draw-{i}" for i in range(DRAWS)]
-    verifier.wishes._wishes.update(dict.fromkeys(ids, verifier.wishes._read(_params())))
+    verifier.requests._requests.update(dict.fromkeys(ids, verifier.requests._read(_params())))
     verifier.rule, verifier._protected = rule, torch.zeros(1, VOCAB_SIZE, dtype=torch.bool)
     verifier.hidden = torch.zeros(2 * DRAWS, 64)
     sampler.runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=ids))

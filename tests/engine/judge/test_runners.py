@@ -26,7 +26,7 @@ def run(runner: str, what: str, folder: Path) -> str:
     ],
 )
 def test_rules_and_requests(runner: str, last: str, tmp_path: Path) -> None:
-    """Standard verification, every rule, requests' wishes, log probabilities, sampling."""
+    """Standard verification, every rule, requests' own settings, log probabilities, sampling."""
     assert f"{last} holds" in run(runner, "plain", tmp_path)
 
 

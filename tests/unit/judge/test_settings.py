@@ -196,7 +196,7 @@ def test_no_stop_string_is_completed_lossily() -> None:
     assert table.stops.acquire(["a", "b"]) and table.stops.acquire(["c"]), "the row is free again"
 
 
-def test_wishes() -> None:
+def test_what_requests_say() -> None:
     table = JudgeRequestTable({"npr": 1, "skeleton": 2}, "skeleton", stop_strings())
 
     def scheduled(req_id: str, **values: Any) -> Any:
@@ -225,7 +225,7 @@ def test_wishes() -> None:
     assert batch.stop_ids[0].tolist() == [-1, -1]
     gone: Any = SimpleNamespace(finished_req_ids=set(names), scheduled_new_reqs=[])
     table.update(gone)
-    assert not table._wishes
+    assert not table._requests
     assert table.batch(["plain"], torch.device("cpu")).stop_ids.shape == (1, 0)
 
 
