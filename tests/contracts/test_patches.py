@@ -67,6 +67,15 @@ def test_nothing_is_replaced_twice() -> None:
     assert len(targets) == len(set(targets)) > 20
 
 
+def test_the_command_prints_what_architecture_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["patches", "--markdown"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(PATCHES) + 2
+    section = _section((ROOT / "ARCHITECTURE.md").read_text("utf-8"), "Patches")
+    written = [line for line in section if line.startswith("|")]
+    assert written == printed, "run `vllm-parallel-think patches --markdown`"
+
+
 def test_the_command_prints_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["patches"]) == 0
     printed = capsys.readouterr().out
@@ -82,6 +91,13 @@ def test_the_table_needs_no_vllm() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("until:") == len(PATCHES)
+
+
+def _section(text: str, title: str) -> list[str]:
+    lines = text.splitlines()
+    start = lines.index(f"## {title}") + 1
+    end = next((i for i in range(start, len(lines)) if lines[i].startswith("## ")), len(lines))
+    return lines[start:end]
 
 
 class Stock:

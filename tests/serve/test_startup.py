@@ -252,7 +252,7 @@ def test_nothing_is_touched_without_the_key(model: Path) -> None:
     loaded = ["", ".compat", ".compat.patches", ".compat.patching", ".plugin"]
     assert without["modules"] == [f"vllm_parallel_think{name}" for name in loaded]
     assert not any(without["patched"])
-    assert once["scheduler"] == "vllm_parallel_think.scheduler.scheduler.GroupScheduler"
+    assert once["scheduler"] == "vllm_parallel_think.scheduler.GroupScheduler"
     assert once["block_size"] == 32
     assert all(once["patched"])
     assert again == once
