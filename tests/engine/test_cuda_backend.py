@@ -483,7 +483,9 @@ def is_override(name: str, value: Any) -> bool:
 def test_layers_that_are_refused(
     kwargs: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flash_attn, "flash_attn_supports_kv_cache_dtype", lambda *_, **__: True)
+    monkeypatch.setattr(
+        stock_flash_attn, "flash_attn_supports_kv_cache_dtype", lambda *_, **__: True
+    )
     with pytest.raises(NotImplementedError, match=reason):
         make_impl(**kwargs)
 
@@ -492,7 +494,7 @@ def test_settings_that_are_refused(config: Any, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(NotImplementedError, match=r"kernel blocks of 32 .* KV blocks of 16"):
         make_builder(config, block_size=32)
     with monkeypatch.context() as patch:
-        patch.setattr(flash_attn, "get_dcp_world_size_and_rank", lambda *_: (2, 0))
+        patch.setattr(stock_flash_attn, "get_dcp_world_size_and_rank", lambda *_: (2, 0))
         with pytest.raises(NotImplementedError, match="decode context parallelism"):
             make_builder(config)
     monkeypatch.setattr(config.model_config, "is_mm_prefix_lm", True)
