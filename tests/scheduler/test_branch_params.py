@@ -176,7 +176,7 @@ def test_a_refused_set_fails_one_request(
     ("sampling", "says"),
     [
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"prompt_logprob_token_ids": [[1, 2]]}, "prompt_logprobs"),
+        ({"prompt_logprob_token_ids": [[1, 2]]}, "prompt_logprob_token_ids"),
         ({"trace_decode_token_ids": [1, 2]}, "trace_decode_token_ids"),
     ],
 )
