@@ -201,7 +201,7 @@ def test_fault_in_a_new_group_is_a_plain_request(
         raise RuntimeError("bug")
 
     simulation = simulate(tiny_model, tmp_path, IdGrammar(), asynchronous=asynchronous)
-    monkeypatch.setattr(ours, "Group", broken)
+    monkeypatch.setattr(ours, "ForkJoinGroup", broken)
     client = simulation.add([200] * 10, max_tokens=20)
     simulation.run()
     assert client.finish in ("stop", "length")

@@ -80,7 +80,7 @@ def test_older_workers_take_the_room_of_younger_paths(
     sizes = {"num_blocks": num_blocks, "max_model_len": (num_blocks - 1) * 16, "policy": policy}
     counts = assert_right([workers(0), paths(delay)], tiny_model, tmp_path, **sizes)
     if (num_blocks, delay) == (21, 3):
-        assert counts["Group evicted"] > 0
+        assert counts["ForkJoinGroup evicted"] > 0
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
