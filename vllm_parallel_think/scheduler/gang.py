@@ -18,7 +18,7 @@ from .engine_queues import EngineBlocks, EngineQueues
 from .fault_fence import fence
 from .group_table import GroupState, GroupTable
 from .preemption import Preemption
-from .step_policy import Need, Row, StepBudget, allowed_tokens, need_of
+from .step_policy import Need, StepBudget, StepRow, allowed_tokens, need_of
 
 logger = init_logger(__name__)
 
@@ -149,8 +149,8 @@ class GangScheduling:
         requests = state.requests.values()
         return [r for r in requests if r is not state.root and r.request_id in unfinished]
 
-    def _row(self, request: Request) -> Row:
-        return Row(
+    def _row(self, request: Request) -> StepRow:
+        return StepRow(
             request.request_id,
             request.num_tokens - request.num_computed_tokens,
             request.num_computed_tokens,

@@ -77,7 +77,7 @@ def _youngest(ages: Sequence[Age]) -> int:
 
 
 @dataclass(frozen=True)
-class Row:
+class StepRow:
     """A request, as a step sees it.
 
     Attributes:
@@ -109,7 +109,7 @@ class Need:
     blocks: int
 
 
-def need_of(members: Sequence[Row], block_size: int, watermark: int) -> Need:
+def need_of(members: Sequence[StepRow], block_size: int, watermark: int) -> Need:
     """Return what a gang lacks; the watermark is kept free when any member is admitted."""
     slots = sum(not row.running for row in members)
     blocks = sum(row.new_blocks(row.lacking, block_size) for row in members)
@@ -144,7 +144,7 @@ class StepBudget:
 
 
 def allowed_tokens(
-    others: Sequence[Row], budget: StepBudget, free_blocks: int, block_size: int, admits: bool
+    others: Sequence[StepRow], budget: StepBudget, free_blocks: int, block_size: int, admits: bool
 ) -> dict[str, int]:
     """Return the most tokens of a step for each running row that belongs to no gang.
 

@@ -15,8 +15,8 @@ from vllm_parallel_think.scheduler import step_policy
 from vllm_parallel_think.scheduler.step_policy import (
     Decision,
     Need,
-    Row,
     StepBudget,
+    StepRow,
     Way,
     allowed_tokens,
     is_standstill,
@@ -33,7 +33,7 @@ class Gang:
     """Members of a gang, and blocks that its group holds beside theirs."""
 
     age: int
-    members: list[Row]
+    members: list[StepRow]
     held: int = 0
 
     @property
@@ -49,7 +49,7 @@ class Engine:
     tokens: int
     slots: int
     gangs: list[Gang]
-    others: list[Row]
+    others: list[StepRow]
     evicted: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
@@ -108,7 +108,7 @@ class Engine:
         return True
 
 
-def filled(row: Row, missing: int = 0) -> Row:
+def filled(row: StepRow, missing: int = 0) -> StepRow:
     """Return a row with all blocks of what it computed, but for so many."""
     return replace(row, blocks=max(0, -(-row.computed // BLOCK) - missing))
 
@@ -123,10 +123,10 @@ def engines(draw: st.DrawFn) -> Engine:
             running = draw(st.booleans())
             computed = draw(size) if running else 0
             lacking = draw(st.integers(1, 3 if running else 40))
-            members.append(filled(Row(f"{age}.{number}", lacking, computed, 0, running)))
+            members.append(filled(StepRow(f"{age}.{number}", lacking, computed, 0, running)))
         gangs.append(Gang(age, members, draw(st.integers(0, 6))))
     others = [
-        filled(Row(str(100 + number), draw(st.integers(1, 60)), draw(size), 0))
+        filled(StepRow(str(100 + number), draw(st.integers(1, 60)), draw(size), 0))
         for number in range(draw(st.integers(0, 4)))
     ]
     running = sum(row.running for gang in gangs for row in gang.members) + len(others)
@@ -211,8 +211,8 @@ def test_a_gang_is_not_evicted_for_itself() -> None:
 
 
 def test_rows_that_decode_go_before_chunks_of_prompts() -> None:
-    prompt = Row("prompt", lacking=100, computed=0, blocks=0)
-    decoding = Row("decoding", lacking=1, computed=16, blocks=1)
+    prompt = StepRow("prompt", lacking=100, computed=0, blocks=0)
+    decoding = StepRow("decoding", lacking=1, computed=16, blocks=1)
     budget = StepBudget(tokens=20, blocks=2)
     assert allowed_tokens([prompt, decoding], budget, 5, BLOCK, True) == {
         "decoding": 1,
@@ -223,7 +223,7 @@ def test_rows_that_decode_go_before_chunks_of_prompts() -> None:
 
 
 def test_a_watermark_is_kept_only_where_somebody_enters() -> None:
-    row = Row("a", lacking=1, computed=16, blocks=1)
+    row = StepRow("a", lacking=1, computed=16, blocks=1)
     assert need_of([row], BLOCK, watermark=3) == Need(tokens=1, slots=0, blocks=1)
     assert need_of([replace(row, running=False)], BLOCK, watermark=3) == Need(1, 1, 4)
 
