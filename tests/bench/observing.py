@@ -25,7 +25,7 @@ class Stopwatch:
     def __init__(self, scheduler: Any) -> None:
         self.seconds = 0.0
         self.steps = 0
-        observer = scheduler._observer
+        observer = scheduler.observer
         for event in EVENTS:
             setattr(observer, event, self._timed(getattr(observer, event)))
         schedule = scheduler.schedule
@@ -58,7 +58,7 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
         model, {"profile": "off", "profiles": profiles}, max_model_len=2048, disable_log_stats=False
     )
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    viewers = scheduler._observer._viewers
+    viewers = scheduler.observer._viewers
     assert list(viewers) == ["metrics"]
     watch = Stopwatch(scheduler)
     name = f"bench-{NUM_PATHS}"
@@ -70,7 +70,7 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
     for number in range(rounds):
         seconds = {}
         for on in ((True, False), (False, True))[number % 2]:
-            scheduler._observer._viewers = viewers if on else {}
+            scheduler.observer._viewers = viewers if on else {}
             watch.take()
             start = time.perf_counter()
             llm.generate(prompts, params, use_tqdm=False)

@@ -142,7 +142,7 @@ def test_text_does_not_depend_on_what_runs_beside(
 
 
 @pytest.mark.parametrize("num_blocks", [48, 34])
-def test_groups_that_give_way_come_back_with_the_same_kv(
+def test_evicted_groups_come_back_with_the_same_kv(
     make_engine: Any, hf_model: Any, recipe: Any, num_blocks: int
 ) -> None:
     """Too few blocks for all groups at once: some wait on the host as a whole."""
@@ -247,13 +247,13 @@ def count_waiting_rows(engine: Any) -> Counter[str]:
     def counting(*args: Any, **kwargs: Any) -> Any:
         output = schedule(*args, **kwargs)
         taken = output.num_scheduled_tokens
-        members = [scheduler._is_gang_member(r) for r in scheduler.running]
+        members = [scheduler.groups.is_gang_member(r) for r in scheduler.running]
         rows = zip(members, scheduler.running, strict=True)
         if any(m and r.request_id in taken for m, r in rows):
             counts["rows"] += sum(
                 r.request_id not in taken
                 for r in scheduler.running
-                if not scheduler._is_gang_member(r)
+                if not scheduler.groups.is_gang_member(r)
             )
         return output
 
@@ -361,10 +361,10 @@ def test_clients_that_leave_take_nothing_with_them(make_engine: Any, recipe: Any
         if step % 3 == 0 and step < 60:
             core.add_request(f"r{step}", {"prompt_token_ids": prompts(6)[step % 6]}, asked)
         if step % 5 == 4 and step < 100:
-            families = list(engine.scheduler._families)
-            on_host = [family for family in families if family.parked]
-            if families:
-                leaving = (on_host or families)[step % len(on_host or families)]
+            groups = list(engine.scheduler.groups)
+            on_host = [state for state in groups if state.evicted]
+            if groups:
+                leaving = (on_host or groups)[step % len(on_host or groups)]
                 core.abort_request([leaving.root.request_id], internal=True)
                 left += 1
         core.step()

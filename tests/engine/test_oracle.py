@@ -118,7 +118,7 @@ def test_forced_preemption_changes_no_key(
     engine.assert_all_blocks_free()
 
 
-def test_groups_that_gave_way_are_replayed(hf_model: Any, make_engine: Any, tmp_path: Path) -> None:
+def test_evicted_groups_are_replayed(hf_model: Any, make_engine: Any, tmp_path: Path) -> None:
     """A reset (sleep, new weights) takes all K/V: groups compute it again, node by node."""
     from vllm import SamplingParams
 
@@ -126,14 +126,14 @@ def test_groups_that_gave_way_are_replayed(hf_model: Any, make_engine: Any, tmp_
     engine = make_engine(options={"profile": grammar.write(tmp_path)}, block_size=16)
     scheduler, schedule = engine.scheduler, engine.scheduler.schedule
     replays, steps = [], itertools.count(1)
-    give_way = scheduler._give_way
+    evict = scheduler.preemption.evict
 
     def resetting(*args: Any, **kwargs: Any) -> Any:
         if next(steps) % 12 == 0:
             scheduler.reset_prefix_cache(reset_running_requests=True)
         return schedule(*args, **kwargs)
 
-    scheduler._give_way = lambda family: (replays.append(family), give_way(family))
+    scheduler.preemption.evict = lambda state: (replays.append(state), evict(state))
     scheduler.schedule = resetting
     params = SamplingParams(max_tokens=110, temperature=0, extra_args={"pt_max_depth": 1})
     budget = Budget(max_tokens=110, max_depth=1)

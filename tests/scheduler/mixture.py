@@ -137,12 +137,12 @@ def simulate(play: Play, model: Path, folder: Path) -> Any:
     simulation = Simulation(model, first, GRAMMARS[0], options=options, **play.engine)
     scheduler = simulation.scheduler
     # Whether the pool has room for a fork depends on the load; here the text must not.
-    scheduler._has_room = lambda num_blocks: True
+    scheduler.lifecycle.has_room = lambda num_blocks: True
 
     def stand_still() -> None:
         raise AssertionError("steps without work followed each other")
 
-    scheduler._end_standstill = stand_still
+    scheduler.preemption.end_standstill = stand_still
     return simulation
 
 
@@ -178,15 +178,15 @@ def run(play: Play, model: Path, folder: Path) -> Outcome:
 
 
 def counted(simulation: Any) -> Counter[str]:
-    """Count families that give way, in a counter that grows with the play."""
+    """Count groups that are evicted, in a counter that grows with the play."""
     counts: Counter[str] = Counter()
-    give_way = simulation.scheduler._give_way
+    evict = simulation.scheduler.preemption.evict
 
-    def counting(family: Any) -> None:
-        counts[f"{type(family.group).__name__} gave way"] += 1
-        give_way(family)
+    def counting(state: Any) -> None:
+        counts[f"{type(state.group).__name__} evicted"] += 1
+        evict(state)
 
-    simulation.scheduler._give_way = counting
+    simulation.scheduler.preemption.evict = counting
     return counts
 
 

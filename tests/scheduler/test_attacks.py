@@ -58,8 +58,8 @@ def test_fault_while_a_branch_ends_leaves_no_request_behind(
         simulation.add(
             prompt(rng), pt_path_tokens=20, max_tokens=12 if cause is Cause.LENGTH else 80
         )
-    for family in simulation.scheduler._families:
-        end = family.group.end
+    for state in simulation.scheduler.groups:
+        end = state.group.end
 
         def fail(node: Any, why: Cause, *args: Any, end: Any = end) -> None:
             if late:
@@ -69,7 +69,7 @@ def test_fault_while_a_branch_ends_leaves_no_request_behind(
             if not late:
                 end(node, why, *args)
 
-        family.group.end = fail
+        state.group.end = fail
     simulation.run()
     assert any("internal error" in (c.finish or "") for c in simulation.clients.values())
     assert not any("bug" in (c.finish or "") for c in simulation.clients.values())
@@ -134,7 +134,7 @@ def test_end_of_sequence_of_the_generation_config_ends_a_path_only(
         add(request)
 
     simulation.scheduler.add_request = from_server
-    simulation.scheduler._eos_tokens = {EOS, second_eos}
+    simulation.scheduler.token_feed.eos_tokens = {EOS, second_eos}
     client = simulation.add([200] * 10, max_tokens=200)
     simulation.run(500)
     assert client.tokens[-1] == EOS, "both paths and the conclusion are in the answer"
@@ -147,7 +147,7 @@ def test_refused_fork_is_counted_once(tiny_model: Path, tmp_path: Path) -> None:
     )
     simulation = simulation_of(tiny_model, profile, asynchronous=False)
     encoded = 0
-    grammar = simulation.scheduler._grammars["attack"]
+    grammar = simulation.scheduler.opening.grammars["attack"]
     encode = grammar.vocabulary.encode
 
     def count(text: str) -> list[int]:
@@ -161,7 +161,7 @@ def test_refused_fork_is_counted_once(tiny_model: Path, tmp_path: Path) -> None:
     line = [40, 41, 99]
     Script(simulation, lambda t: line[len(t) - 10] if len(t) - 10 < 3 else 60)
     client = simulation.add([200] * 10, max_tokens=100, pt_max_depth=0)
-    group = next(iter(simulation.scheduler._families)).group
+    group = next(iter(simulation.scheduler.groups)).group
     simulation.run(500)
     assert client.finish == "length"
     assert group.fallbacks["max_depth"] <= 2, dict(group.fallbacks)
@@ -195,13 +195,13 @@ def test_fault_in_a_new_group_is_a_plain_request(
     asynchronous: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """INV-5: add_request has no fence of vLLM's around it."""
-    import vllm_parallel_think.scheduler.scheduler as ours
+    import vllm_parallel_think.scheduler.group_opening as ours
 
     def broken(*args: Any) -> None:
         raise RuntimeError("bug")
 
     simulation = simulate(tiny_model, tmp_path, IdGrammar(), asynchronous=asynchronous)
-    monkeypatch.setattr(ours, "Group", broken)
+    monkeypatch.setattr(ours, "ForkJoinGroup", broken)
     client = simulation.add([200] * 10, max_tokens=20)
     simulation.run()
     assert client.finish in ("stop", "length")
@@ -221,8 +221,8 @@ def test_fault_while_penalties_are_counted_fails_one_request(
     monkeypatch.setattr(ForkJoinGroup, "written_before", broken)
     client = simulation.add([200] * 10, max_tokens=20)
     other = simulation.add([201] * 10, max_tokens=20, parallel=False)
-    for family in simulation.scheduler._families:
-        family.root.sampling_params.presence_penalty = 0.5
+    for state in simulation.scheduler.groups:
+        state.root.sampling_params.presence_penalty = 0.5
     simulation.run()
     assert client.finish.startswith("parallel_think: internal error")
     assert "bug" not in client.finish, "an exception's words are no client's business"
@@ -242,10 +242,10 @@ def test_workers_for_whom_no_room_will_come_are_told_how_much_they_need(
     client = simulation.add([200] * 10, max_tokens=200, pt_worker_tokens=40)
     for _ in range(6):
         simulation.step()
-    (family,) = simulation.scheduler._families
-    assert family.group.branched
+    (state,) = simulation.scheduler.groups
+    assert state.group.branched
     simulation.reset()
-    family.stash.append((family.group.trunk, 1000, 0))
+    state.stash.append((state.group.trunk, 1000, 0))
     monkeypatch.setattr(HogwildGroup, "blocks_needed", property(lambda group: 1000))
     simulation.run()
     assert client.finish == (
@@ -263,14 +263,14 @@ def test_lost_blocks_of_a_prefix_tell_nobody_what_was_written(
     )
     secret = [201 + i for i in range(20)]
     client = simulation.add(secret, max_tokens=60)
-    (family,) = simulation.scheduler._families
-    while not family.group.trunk.sealed:
+    (state,) = simulation.scheduler.groups
+    while not state.group.trunk.sealed:
         simulation.step()
-    blocks = simulation.scheduler._ledger._blocks
-    kept = blocks.pop(family.group.trunk)
+    blocks = simulation.scheduler.held_blocks._blocks
+    kept = blocks.pop(state.group.trunk)
     with caplog.at_level("ERROR"), capture_vllm(caplog):
         output = simulation.scheduler.schedule()
-        blocks[family.group.trunk] = kept
+        blocks[state.group.trunk] = kept
         simulation.pending.append((output, simulation.worker.execute(output)))
         simulation.run()
     assert client.finish.startswith("parallel_think: internal error")

@@ -163,8 +163,8 @@ def test_a_refused_set_fails_one_request(
     )
     client = simulation.add([200] * 9, max_tokens=40)
     other = simulation.add([201] * 9, max_tokens=20)
-    (family, _) = simulation.scheduler._families
-    family.group.temperature = lambda node: 3.0
+    (state, _) = simulation.scheduler.groups
+    state.group.temperature = lambda node: 3.0
     simulation.run()
     assert client.finish.startswith(
         "parallel_think: a branch cannot be sampled as asked: temperature must be in [0, 2], got 3"
@@ -176,7 +176,7 @@ def test_a_refused_set_fails_one_request(
     ("sampling", "says"),
     [
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"prompt_logprob_token_ids": [[1, 2]]}, "prompt_logprobs"),
+        ({"prompt_logprob_token_ids": [[1, 2]]}, "prompt_logprob_token_ids"),
         ({"trace_decode_token_ids": [1, 2]}, "trace_decode_token_ids"),
     ],
 )

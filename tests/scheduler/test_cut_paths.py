@@ -106,8 +106,8 @@ def test_paths_have_a_temperature_of_their_own(tiny_model: Path, tmp_path: Path)
     simulation.add(prompt(random.Random(2)), pt_path_tokens=6, pt_path_temperature=0.5)
     seen: dict[str, set[float]] = {}
     while simulation.step():
-        for family in simulation.scheduler._families:
-            for node, request in family.requests.items():
+        for state in simulation.scheduler.groups:
+            for node, request in state.requests.items():
                 params = request.sampling_params
                 seen.setdefault(node.kind.value, set()).add(params.temperature)
     assert (seen["path"], seen["conclusion"]) == ({0.5}, {0.0})

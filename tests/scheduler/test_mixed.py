@@ -76,11 +76,11 @@ def test_plays_that_once_went_wrong(seed: int, tiny_model: Path, tmp_path: Path)
 def test_older_workers_take_the_room_of_younger_paths(
     num_blocks: int, delay: int, policy: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """A family that gives way while its branches run is taken out of the batch, and queued once."""
+    """A group that is evicted while its branches run is taken out of the batch, and queued once."""
     sizes = {"num_blocks": num_blocks, "max_model_len": (num_blocks - 1) * 16, "policy": policy}
     counts = assert_right([workers(0), paths(delay)], tiny_model, tmp_path, **sizes)
     if (num_blocks, delay) == (21, 3):
-        assert counts["Group gave way"] > 0
+        assert counts["ForkJoinGroup evicted"] > 0
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
@@ -94,7 +94,7 @@ def test_younger_workers_make_room_for_older_paths(
     sizes = {"num_blocks": num_blocks, "max_model_len": (num_blocks - 1) * 16, "policy": policy}
     counts = assert_right([paths(0), workers(delay)], tiny_model, tmp_path, **sizes)
     if (num_blocks, delay) == (21, 3):
-        assert counts["HogwildGroup gave way"] > 0
+        assert counts["HogwildGroup evicted"] > 0
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
@@ -133,20 +133,21 @@ def test_steps_without_work_end(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of ours that lets the engine stand still costs the youngest request, not all."""
-    from vllm_parallel_think.scheduler.scheduler import GroupSchedulerMixin
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from vllm_parallel_think.scheduler.preemption import Preemption
 
     play = Play(engine(), (), (0.0, 0.0, 0.0), 0)
     simulation = simulate(play, tiny_model, tmp_path)
     scheduler = simulation.scheduler
-    del scheduler._end_standstill
+    del scheduler.preemption.end_standstill
     stalled: list[bool] = []
-    monkeypatch.setattr(scheduler._observer, "stalled", lambda: stalled.append(True))
+    monkeypatch.setattr(scheduler.observer, "stalled", lambda: stalled.append(True))
     old, young = (send(simulation, paths(0)) for _ in range(2))
     for _ in range(5):
         simulation.step()
-    monkeypatch.setattr(GroupSchedulerMixin, "_make_room", lambda self: None)
-    schedule = type(scheduler).__mro__[4].schedule
-    assert schedule.__qualname__ == "Scheduler.schedule"
+    monkeypatch.setattr(Preemption, "make_room", lambda self: False)
+    schedule = Scheduler.schedule
 
     def stand_still(self: Any, *args: Any) -> Any:
         budget, self.max_num_scheduled_tokens = self.max_num_scheduled_tokens, 0
@@ -155,7 +156,7 @@ def test_steps_without_work_end(
         return output
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(scheduler).__mro__[4], "schedule", stand_still)
+        patch.setattr(Scheduler, "schedule", stand_still)
         for _ in range(150):
             simulation.step()
     assert stalled == [True]

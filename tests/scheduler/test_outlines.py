@@ -57,7 +57,7 @@ def scripted(model: Path, scripts: Mapping[str, str], vocabulary: Letters, **kwa
     simulation = Simulation(model, "skeleton", IdGrammar(), **kwargs)
     profile = load_profile("skeleton")
     assert isinstance(profile, Profile)
-    simulation.scheduler._grammars["skeleton"] = Grammar(profile, vocabulary)
+    simulation.scheduler.opening.grammars["skeleton"] = Grammar(profile, vocabulary)
     worker = simulation.worker
     given: dict[str, int] = {}
 

@@ -49,11 +49,11 @@ def test_forced_preemption(
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("grammar", GRAMMARS[:2], ids=lambda g: g.name)
 @pytest.mark.parametrize("num_drafts", [0, 3], ids=["", "speculative"])
-def test_pools_too_small_for_all_families(
+def test_pools_too_small_for_all_groups(
     asynchronous: bool, grammar: IdGrammar, num_drafts: int, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Families give way, are replayed, and still write what they would have written alone."""
-    gave_way = forks = 0
+    """Groups are evicted, replayed, and still write what they would have written alone."""
+    evictions = forks = 0
     for seed in range(6):
         rng = random.Random(seed)
         num_blocks = rng.choice([30, 36, 48])
@@ -68,19 +68,19 @@ def test_pools_too_small_for_all_families(
             max_num_batched_tokens=rng.choice([16, 33, 256]),
             num_drafts=num_drafts,
         )
-        give_way = simulation.scheduler._give_way
+        evict = simulation.scheduler.preemption.evict
 
-        def count(family: Any, give_way: Any = give_way) -> None:
-            nonlocal gave_way
-            gave_way += 1
-            give_way(family)
+        def count(state: Any, evict: Any = evict) -> None:
+            nonlocal evictions
+            evictions += 1
+            evict(state)
 
-        simulation.scheduler._give_way = count
+        simulation.scheduler.preemption.evict = count
         for number in range(16):
             simulation.add(prompt(rng), parallel=number % 4 != 3, max_tokens=60, pt_path_tokens=15)
             for _ in range(rng.randrange(6)):
                 simulation.step()
         simulation.run()
         forks += assert_answers(simulation, grammar, 60, 15)
-    assert gave_way > 0, "no pool was too small"
+    assert evictions > 0, "no pool was too small"
     assert forks > 0

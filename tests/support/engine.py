@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from vllm.triton_utils import dispatcher
 from vllm_parallel_think.attention.cpu_attn import logical_cache
 from vllm_parallel_think.core.hogwild.group import HogwildGroup
 from vllm_parallel_think.plugin import register
-from vllm_parallel_think.scheduler.scheduler import GroupSchedulerMixin
+from vllm_parallel_think.scheduler.scheduler import GroupHooks
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Engine:
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler: Any = self.core.scheduler
         self.snapshots: dict[str, Snapshot] = {}
-        if isinstance(self.scheduler, GroupSchedulerMixin):
+        if isinstance(self.scheduler, GroupHooks):
             self._record_groups()
 
     def generate(
@@ -102,8 +101,8 @@ class Engine:
         """INV-3: nobody holds anything when nothing runs."""
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-        assert self.scheduler._ledger.num_held == 0
-        assert not self.scheduler._families
+        assert self.scheduler.held_blocks.num_held == 0
+        assert not self.scheduler.groups
 
     def preempt_every(self, num_steps: int) -> None:
         """Preempt a running request every so many steps, as vLLM does when blocks run out."""
@@ -113,9 +112,7 @@ class Engine:
         def preempting(*args: Any, **kwargs: Any) -> Any:
             step = next(steps)
             if step % num_steps == 0 and scheduler.running:
-                request = scheduler.running.pop(step % len(scheduler.running))
-                scheduler._preempt_request(request, time.monotonic())
-                scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+                scheduler.queues.preempt(scheduler.running[step % len(scheduler.running)])
             return schedule(*args, **kwargs)
 
         scheduler.schedule = preempting
@@ -133,10 +130,10 @@ class Engine:
 
     def _record_groups(self) -> None:
         """Copy a group's K/V out of the cache right before its blocks are given back."""
-        scheduler, end = self.scheduler, self.scheduler._end
+        lifecycle, end = self.scheduler.lifecycle, self.scheduler.lifecycle.end
 
-        def record(family: Any, *args: Any, **kwargs: Any) -> None:
-            group = family.group
+        def record(state: Any, *args: Any, **kwargs: Any) -> None:
+            group = state.group
             # What workers wrote stands in the order of completion, beside what they never finished.
             workers = isinstance(group, HogwildGroup)
             nodes = [group.trunk, *group.history] if workers else list(group.nodes)
@@ -145,14 +142,14 @@ class Engine:
                 if not node.sealed:
                     break
                 self._copy(node, snapshot)
-            self.snapshots[family.root.request_id] = snapshot
-            end(family, *args, **kwargs)
+            self.snapshots[state.root.request_id] = snapshot
+            end(state, *args, **kwargs)
 
-        scheduler._end = record
+        lifecycle.end = record
 
     def _copy(self, node: Any, snapshot: Snapshot) -> None:
         block_size = self.scheduler.block_size
-        blocks = [b.block_id for b in self.scheduler._ledger.blocks(node)]
+        blocks = [b.block_id for b in self.scheduler.held_blocks.blocks(node)]
         slots = [(blocks[i // block_size], i % block_size) for i in range(len(node.tokens))]
         at = torch.tensor(slots).T
         layers = [logical_cache(cache, cache.shape[-1] // 2) for cache in self.kv_caches]
@@ -174,9 +171,7 @@ class Preempter:
         self._step += 1
         running = self._scheduler.running
         if running and self._step % self._every == 0:
-            request = running.pop(self._step % len(running))
-            self.num_branches += self._scheduler._is_member(request)
-            self._scheduler._preempt_request(request, time.monotonic())
-            # It may run again in this very step, which vLLM's own preemption never allows.
-            self._scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+            request = running[self._step % len(running)]
+            self.num_branches += self._scheduler.groups.is_member(request)
+            self._scheduler.queues.preempt(request)
         return self._schedule(*args, **kwargs)

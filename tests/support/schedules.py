@@ -32,7 +32,7 @@ def simulate(model: Path, folder: Path, grammar: IdGrammar, **kwargs: Any) -> An
 
     simulation = Simulation(model, grammar.write(folder), grammar, **kwargs)
     # Whether the pool has room for a fork depends on the load; here the text must not.
-    simulation.scheduler._has_room = lambda num_blocks: True
+    simulation.scheduler.lifecycle.has_room = lambda num_blocks: True
     return simulation
 
 

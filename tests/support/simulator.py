@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
-import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -452,7 +451,7 @@ class Simulation:
             raise AssertionError("the engine did not come to an end")
         pool = self.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-        assert not self.scheduler._families
+        assert not self.scheduler.groups
         assert not self.scheduler.requests
 
     def abort(self, client: Client) -> None:
@@ -464,10 +463,7 @@ class Simulation:
         """Preempt a running request, as vLLM does when blocks run out."""
         running = self.scheduler.running
         if running:
-            request = running.pop(index % len(running))
-            self.scheduler._preempt_request(request, time.monotonic())
-            # It may run again in the very next step, which vLLM's own preemption never allows.
-            self.scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+            self.scheduler.queues.preempt(running[index % len(running)])
 
     def reset(self) -> None:
         """Drop all K/V, as vLLM does when weights are updated."""
@@ -475,21 +471,12 @@ class Simulation:
 
     def check(self) -> None:
         """INV-3 and INV-4: every reference on a block has an owner, and limits hold."""
-        scheduler = self.scheduler
-        manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
-        owners = Counter(b.block_id for blocks in manager.req_to_blocks.values() for b in blocks)
-        for blocks in scheduler._ledger._blocks.values():
-            owners.update(b.block_id for b in blocks)
-        pool = scheduler.kv_cache_manager.block_pool
-        for block in pool.blocks[1:]:
-            assert block.ref_cnt == owners[block.block_id], block
-        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1 - len(owners)
-        for family in scheduler._families:
-            live = [n for n in family.group.nodes if n.state in (State.LIVE, State.CLOSING)]
-            assert len(live) <= scheduler._settings.options.max_paths**2
+        self.scheduler.check_integrity()
+        most_paths = self.scheduler.settings.options.max_paths
+        for state in self.scheduler.groups:
+            live = [n for n in state.group.nodes if n.state in (State.LIVE, State.CLOSING)]
+            assert len(live) <= most_paths**2
             assert all(node.depth <= 2 for node in live)
-            held = [node for node in family.group.nodes if node.sealed]
-            assert all(node in scheduler._ledger._blocks for node in held)
 
     def _deliver(self, output: SchedulerOutput, result: ModelRunnerOutput) -> None:
         delivered = self.scheduler.update_from_output(output, result)

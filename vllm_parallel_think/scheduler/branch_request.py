@@ -92,7 +92,7 @@ def branch_request(
     prefix: list[int],
     temperature: float | None = None,
 ) -> Request:
-    """Return a request that computes a node behind its padded prefix.
+    """Return a request that computes a node after its padded prefix.
 
     Args:
         root: The client's request.

@@ -11,8 +11,10 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
 from ..core.branch_graph import Node
+from ..core.config.request_options import LIVE_KEY
 from ..core.config.server_options import CONFIG_KEY
 from ..core.interface import Chunk, Emission, Finish
+from .group_table import GroupState
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -83,7 +85,7 @@ def introduce(output: EngineCoreOutput, first: EngineCoreOutput) -> None:
 
 
 def merge(last: EngineCoreOutput, output: EngineCoreOutput) -> bool:
-    """Add an output's tokens to the one in front of it, if nothing but tokens would be lost."""
+    """Add an output's tokens to the one before it, if nothing but tokens would be lost."""
     parts = (last, output)
     if (
         not output.new_token_ids
@@ -110,6 +112,53 @@ def hold_back(node: Node, output: EngineCoreOutput, branched: bool) -> None:
         num_tokens += node.outbox[-1].num_tokens
         output = node.outbox.pop().payload
     node.outbox.append(Chunk(num_tokens, output))
+
+
+def released(state: GroupState, vocab_size: int) -> list[EngineCoreOutput]:
+    """Return what a client may see now, after what it has got already."""
+    group = state.group
+    outputs: list[EngineCoreOutput] = []
+    summary = live = None
+    # The front end looks for stop strings: any output may turn out to be the last one.
+    may_end = bool(state.root.sampling_params and state.root.sampling_params.stop)
+    for emission in group.release():
+        final = emission.finish is not None
+        if summary is None and (group.branched or final or may_end):
+            summary, live = group.summary().as_dict(), group.live_view()
+        show = summary if group.branched or final or may_end else None
+        output = _visible(state, emission, show, vocab_size)
+        # A path that was held back is released by the thousand tokens.
+        if not (outputs and merge(outputs[-1], output)):
+            outputs.append(output)
+    if outputs and state.first_output is not None:
+        introduce(outputs[0], state.first_output)
+        state.first_output = None
+    if live is not None and outputs and not group.finished:
+        attach(outputs[-1], LIVE_KEY, live)
+    return outputs
+
+
+def _visible(
+    state: GroupState, emission: Emission, summary: dict[str, Any] | None, vocab_size: int
+) -> EngineCoreOutput:
+    """Return one output for the client; before a group forks it is vLLM's own, as it is."""
+    group = state.group
+    if not group.branched and emission.payload is not None:
+        output: EngineCoreOutput = emission.payload
+        if summary is not None:
+            attach(output, CONFIG_KEY, summary)
+        return output
+    output = to_output(state.root, emission, summary, vocab_size)
+    if emission.payload is None and group.trunk.outbox:
+        _move_prefill_stats(group.trunk, output)
+    return output
+
+
+def _move_prefill_stats(trunk: Node, opening: EngineCoreOutput) -> None:
+    """Put what vLLM reports once, with a request's first output, on the opening before it."""
+    first = trunk.outbox[0].payload
+    opening.prefill_stats, first.prefill_stats = first.prefill_stats, None
+    opening.events, first.events = first.events, None
 
 
 def failed(root: Request, message: str, summary: dict[str, Any] | None) -> EngineCoreOutput:

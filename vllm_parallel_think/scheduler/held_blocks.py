@@ -15,7 +15,7 @@ from .block_headers import BlockHeaderBook
 class HeldBlocks:
     """Keeps finished branches' blocks alive for as long as somebody will attend to them.
 
-    Every held block carries one reference of the ledger, beside those of vLLM's requests.
+    Every held block carries one reference of a group, beside those of vLLM's requests.
     """
 
     def __init__(self, pool: BlockPool, headers: BlockHeaderBook, block_size: int) -> None:
@@ -29,6 +29,15 @@ class HeldBlocks:
     def num_held(self) -> int:
         """Number of distinct physical blocks that groups hold."""
         return len(self._held)
+
+    @property
+    def references(self) -> Counter[int]:
+        """How many references groups hold on each block, counted anew."""
+        return Counter(block.block_id for blocks in self._blocks.values() for block in blocks)
+
+    def __contains__(self, node: Node) -> bool:
+        """Return whether a node's blocks are held."""
+        return node in self._blocks
 
     def blocks(self, node: Node) -> Sequence[KVCacheBlock]:
         """Return the blocks of a sealed node."""

@@ -16,8 +16,8 @@ from vllm_parallel_think.core.errors import MAX_ID, short_id
 from vllm_parallel_think.observability.observed_group import ObservedGroup, Viewer
 from vllm_parallel_think.observability.page.timelines import TimelineWriter
 from vllm_parallel_think.observability.tracing import SpanWriter
+from vllm_parallel_think.scheduler.fault_fence import fence
 from vllm_parallel_think.scheduler.group_table import GroupState
-from vllm_parallel_think.scheduler.preemption import GivingWayMixin
 
 LONG = "chatcmpl-" + "x" * 100_000 + "-0-abcd1234"
 
@@ -49,7 +49,7 @@ def test_page_and_spans_show_them_short(exporter: Any, tiny_model: Path, tmp_pat
     simulation = simulate(tiny_model, tmp_path, IdGrammar(num_paths=4), asynchronous=False)
     config: VllmConfig = simulation_config(simulation)
     page = TimelineWriter(tmp_path, "0")
-    simulation.scheduler._observer._viewers = {
+    simulation.scheduler.observer._viewers = {
         "timelines": Renaming(page),
         "spans": Renaming(SpanWriter(config)),
     }
@@ -71,6 +71,6 @@ def test_the_log_shows_them_short(
     class Root:
         request_id = LONG
 
-    family = GroupState(Root(), None)  # type: ignore[arg-type]
-    GivingWayMixin._fault(family, RuntimeError("a fault"))
+    with fence(GroupState(Root(), None)):  # type: ignore[arg-type]
+        raise RuntimeError("a fault")
     assert short_id(LONG) in caplog.text and "x" * MAX_ID not in caplog.text

@@ -52,9 +52,9 @@ def client(directory: Path) -> Iterator[TestClient]:
 def play(simulation: Any, directory: Path) -> Iterator[None]:
     """Run a simulation whose observer writes timelines; pause after each step."""
     writer = timelines.TimelineWriter(directory, "0")
-    simulation.scheduler._observer._viewers = {"timelines": writer}
+    simulation.scheduler.observer._viewers = {"timelines": writer}
     while simulation.step():
-        simulation.scheduler._observer._look()
+        simulation.scheduler.observer._look()
         yield
 
 

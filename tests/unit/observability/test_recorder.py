@@ -28,11 +28,11 @@ def test_counters_are_the_sums_of_the_summaries(
     crowd(simulation, seed=3)
     busy = []
     while simulation.step():
-        if simulation.scheduler._families:
-            simulation.scheduler._observer._look()
+        if simulation.scheduler.groups:
+            simulation.scheduler.observer._look()
             now = here()
             busy.append([now.sum(f"vllm_pt_{g}") for g in ("active_groups", "active_branches")])
-            assert now.sum("vllm_pt_held_blocks") == simulation.scheduler._ledger.num_held
+            assert now.sum("vllm_pt_held_blocks") == simulation.scheduler.held_blocks.num_held
     after = here()
     grown = growth(before, after)
 
@@ -82,7 +82,7 @@ def test_every_request_ends_with_one_outcome(tiny_model: Path, tmp_path: Path) -
     rng = crowd(simulation, seed=7, num_clients=8)
     for _ in range(6):
         simulation.step()
-    family = next(iter(simulation.scheduler._families))
+    family = next(iter(simulation.scheduler.groups))
     broken = simulation.clients[family.root.request_id]
     family.error = "internal error: a test says so"
     gone = 0
@@ -118,7 +118,7 @@ def test_a_fault_in_counting_stops_the_counting_for_a_while(
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     caplog.set_level(logging.INFO, logger="vllm.parallel_think")
     simulation = simulate(tiny_model, tmp_path, GRAMMAR, asynchronous=False)
-    observer = simulation.scheduler._observer
+    observer = simulation.scheduler.observer
     clock = [0.0]
     observer._outages = defaultdict(lambda: Outage(lambda: clock[0]))
     crowd(simulation, seed=9)

@@ -25,10 +25,10 @@ def test_a_group_is_a_tree_of_spans_in_the_clients_trace(
 ) -> None:
     exporter.clear()
     simulation = simulate(tiny_model, tmp_path, IdGrammar(num_paths=4), asynchronous=False)
-    simulation.scheduler._observer._viewers = {"spans": SpanWriter(simulation_config(simulation))}
+    simulation.scheduler.observer._viewers = {"spans": SpanWriter(simulation_config(simulation))}
     crowd(simulation, seed=3)
-    for family in simulation.scheduler._families:
-        family.root.trace_headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    for state in simulation.scheduler.groups:
+        state.root.trace_headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     simulation.run()
     spans = exporter.get_finished_spans()
     groups = [span for span in spans if span.name == "parallel_think.group"]
