@@ -82,7 +82,6 @@ def nodes(draw: Any) -> Node:
         num_hidden=0,
         critical_before=0,
         limit=limit,
-        scanner=None,
         most=None if limit is None else limit + draw(st.integers(0, 3)),
         least=draw(st.integers(0, 400)),
         state=draw(st.sampled_from([State.WAITING, State.DONE])),
