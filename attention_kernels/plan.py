@@ -25,6 +25,7 @@ class Segment:
     blocks: physical block ids in order. length: valid tokens, counted from `first_slot` of the
     first block. shift: positions by which the row's queries turn for this segment, one number or
     one per query token. visible: per query token, how many leading tokens of the segment it sees.
+    No engine sets `first_slot` and `visible` yet: K/V compression keeps parts of blocks with them.
     """
 
     blocks: tuple[int, ...]

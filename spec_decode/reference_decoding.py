@@ -32,11 +32,6 @@ class DecodingTrace:
     kept: int = 0
     lossy: int = 0
 
-    @property
-    def mean_length(self) -> float:
-        """Mean acceptance length in vLLM's sense: 1 + kept drafts a step."""
-        return 1 + self.kept / self.steps if self.steps else 1.0
-
 
 class ModelReader:
     """A causal model with the K/V of one text.

@@ -1,35 +1,28 @@
-"""CPU provider: cuts the batch into tasks and runs the compiled kernel on torch's threads.
-
-A row whose query tokens fit one tile is cut along its keys into spans of fixed length, so its
-result depends neither on the number of threads nor on the other rows of the batch.
-"""
+"""CPU provider: runs the compiled kernel over a batch's tasks, on torch's threads."""
 
 from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from attention_kernels.cpu import kernel as kernel
+from attention_kernels.cpu import kernel
 from attention_kernels.cpu import vectors as vec
+from attention_kernels.cpu.job import CALL_POINTERS, JOB
+from attention_kernels.cpu.tasks import Tasks, cut, span_entries
 from attention_kernels.cpu.threads import num_workers, run_on_workers
-from attention_kernels.plan import Int32Array, SegmentPlan
-from attention_kernels.prefix_sharing import shared_spans
+from attention_kernels.plan import SegmentPlan
 from attention_kernels.provider import Problem
 
 KINDS = {torch.float32: vec.F32, torch.bfloat16: vec.BF16, torch.float16: vec.F16}
-TILE_LINES = 32  # query tokens times heads per KV head, of one row
-SHARED_LINES = 48  # of rows that share a span
-SPAN_KEYS = 256
 MAX_LINE = 512  # head dim, or slots of a block
 ALIGNMENT = 64
 # The addresses with which a JOB record begins.
-_CALL_POINTERS = struct.Struct(f"{len(kernel.CALL_POINTERS.split())}q")
+_CALL_POINTERS = struct.Struct(f"{len(CALL_POINTERS.split())}q")
 
 # Fields of the kernel's JOB record: addresses, sizes and strides in bytes, scale.
 JobValues = dict[str, Any]
@@ -39,7 +32,7 @@ class _Memory(threading.local):
     """What the calling thread's next call may overwrite, and where: numpy is slow to say that."""
 
     def __init__(self) -> None:
-        self.job = np.zeros(kernel.JOB.itemsize // 8, dtype=np.int64)
+        self.job = np.zeros(JOB.itemsize // 8, dtype=np.int64)
         self.job_address = self.job.ctypes.data
         self.job_bytes = self.job.data
         self.counters = np.zeros(0, dtype=np.int64)
@@ -62,18 +55,6 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-
-
-@dataclass(frozen=True, eq=False)
-class Tasks:
-    """One line of `table` per task, see the columns in cpu_kernel."""
-
-    table: Int32Array
-    members: Int32Array  # rows of the tasks, side by side
-    row_partials: Int32Array  # [R, 2] first partial of a row and their number
-    num_partials: int
-    partial_tokens: int  # most query tokens of a row that has partials
-    task_tokens: int  # most query tokens of a task
 
 
 def warm_up() -> None:
@@ -108,118 +89,10 @@ def attend(problem: Problem) -> None:
     out = problem.out if problem.out.stride(2) == 1 else problem.out.contiguous()
     group = query.shape[1] // problem.key_cache.shape[2]
     plan = problem.plan
-    tasks = plan.memo(("cpu", group), lambda: _cut(plan, group))
+    tasks = plan.memo(("cpu", group), lambda: cut(plan, group))
     _run(problem, query, out, tasks, group)
     if out is not problem.out:
         problem.out.copy_(out)
-
-
-def _cut(plan: SegmentPlan, group: int) -> Tasks:
-    query_len, num_entries = plan.query_len.numpy(), plan.num_entries.numpy()
-    tile_tokens, span = max(1, TILE_LINES // group), max(1, SPAN_KEYS // plan.block_size)
-    live = query_len > 0
-    if plan.row_mask is not None:
-        live = live & plan.row_mask.numpy()
-    split = live & (query_len <= tile_tokens) & (num_entries > span)
-    spans = np.where(split, -(-num_entries // span), 0)
-    whole = _whole_tasks(live & ~split, query_len, num_entries, tile_tokens)
-    row_partials = np.stack([np.cumsum(spans) - spans, spans], axis=1).astype(np.int32)
-    row, number, begins = _spans(plan, spans, span, tile_tokens, group)
-    first = np.flatnonzero(begins)
-    members = np.diff(np.append(first, len(row)))
-    table = np.zeros((len(first), kernel.TASK_COLUMNS), dtype=np.int32)
-    leader, number = row[first], number[first]
-    table[:, kernel.FIRST_MEMBER] = first
-    table[:, kernel.NUM_MEMBERS] = members
-    table[:, kernel.STOP_TOKEN] = tile_tokens
-    table[:, kernel.ENTRY] = number * span
-    table[:, kernel.STOP_ENTRY] = np.minimum((number + 1) * span, num_entries[leader])
-    table[:, kernel.SPAN] = number
-    whole[:, kernel.FIRST_MEMBER] += len(row)
-    rows_of_whole = np.flatnonzero(live & ~split)
-    return Tasks(
-        table=np.concatenate([whole, table]),
-        members=np.concatenate([row, rows_of_whole]).astype(np.int32),
-        row_partials=row_partials,
-        num_partials=int(spans.sum()),
-        partial_tokens=int(query_len[split].max(initial=0)),
-        task_tokens=tile_tokens + SHARED_LINES // group,
-    )
-
-
-def _whole_tasks(
-    rows: npt.NDArray[np.bool_], query_len: Int32Array, num_entries: Int32Array, tile_tokens: int
-) -> Int32Array:
-    """Tasks over all entries: the tiles of rows that are not cut along their keys."""
-    chosen = np.flatnonzero(rows)
-    tiles = -(-query_len[chosen] // tile_tokens)
-    place = np.repeat(np.arange(len(chosen)), tiles)
-    tile = np.arange(len(place)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-    table = np.zeros((len(place), kernel.TASK_COLUMNS), dtype=np.int32)
-    table[:, kernel.FIRST_MEMBER] = place
-    table[:, kernel.NUM_MEMBERS] = 1
-    table[:, kernel.TOKEN] = tile * tile_tokens
-    table[:, kernel.STOP_TOKEN] = np.minimum((tile + 1) * tile_tokens, query_len[chosen][place])
-    table[:, kernel.STOP_ENTRY] = num_entries[chosen][place]
-    table[:, kernel.SPAN] = -1
-    return table
-
-
-def _spans(
-    plan: SegmentPlan, spans: npt.NDArray[np.int64], span: int, tile_tokens: int, group: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The spans of all rows that are cut, those of one task side by side.
-
-    Returns, for each, its row, its number in the row, and whether it is the first of its task.
-    """
-    most = int(spans.max(initial=0))
-    row = np.tile(np.arange(plan.num_rows), (most, 1))
-    same = np.zeros(row.shape, dtype=np.bool_)
-    shared = None
-    if plan.share and most:
-        # A member's queries are turned for itself: only what is read must be equal.
-        shared = shared_spans(plan, span, tile_tokens, torch.from_numpy(spans > 0), any_shift=True)
-    if shared is not None:
-        full = min(most, len(shared.row))
-        row[:full], same[:full] = shared.row[:full].numpy(), shared.same[:full].numpy()
-    number = np.repeat(np.arange(most), plan.num_rows)
-    row, same = row.ravel(), same.ravel()
-    exists = number < spans[row]
-    row, number, same = row[exists], number[exists], same[exists]
-    lines = plan.query_len.numpy()[row] * group
-    return row, number, _first_of_tasks(~same, lines, worth_sharing(group))
-
-
-def worth_sharing(group: int) -> int:
-    """The fewest rows that share a span for which it is read once.
-
-    group: query heads per KV head. Time of rows apart over time of rows together, measured with
-    64 own tokens a row (`python -m tests.bench.attention --gate`, 2 cores with AVX-512): two rows
-    gain from one shared span of 256 keys on (1.07 to 1.15 at groups of 1, 3 and 7), but eight
-    heads fill the tiles of one row already, and two rows of them gain nothing (0.95 to 1.06).
-    Whatever is decided, the results are the same to the bit.
-    """
-    return 2 if group < 8 else 3
-
-
-def _first_of_tasks(
-    starts: npt.NDArray[np.bool_], lines: npt.NDArray[np.int64], least: int
-) -> npt.NDArray[np.bool_]:
-    """Cuts groups of rows that begin at `starts` into tasks of about SHARED_LINES lines each.
-
-    Groups of fewer than `least` rows are taken apart.
-    """
-    if not len(starts):
-        return starts
-    sizes = np.diff(np.append(np.flatnonzero(starts), len(starts)))
-    starts = starts | (np.repeat(sizes, sizes) < least)
-    group, first = np.cumsum(starts) - 1, np.flatnonzero(starts)
-    before = np.cumsum(lines) - lines
-    total = np.add.reduceat(lines, first)
-    tasks = -(-total // SHARED_LINES)
-    task = (before - before[first][group]) * tasks[group] // total[group]
-    begins: npt.NDArray[np.bool_] = starts | (np.diff(task, prepend=-1) != 0)
-    return begins
 
 
 def _align(size: int) -> int:
@@ -285,7 +158,7 @@ def _template(
             "rotary_half": rotation.rotary.rotary_dim // 2,
             "neox": int(rotation.rotary.is_neox_style),
         }
-    template: npt.NDArray[Any] = np.zeros(1, dtype=kernel.JOB)
+    template: npt.NDArray[Any] = np.zeros(1, dtype=JOB)
     for name, value in values.items():
         template[name] = value
     return template.view(np.int64), sizes
@@ -337,7 +210,7 @@ def _sizes(block_size: int, head_dim: int, tasks: Tasks, group: int) -> JobValue
     """Lengths in fp32 elements padded for the vector code, and a worker's memory map in bytes."""
     padded_dim = -(-head_dim // vec.LANES) * vec.LANES
     padded_block = -(-block_size // vec.LANES) * vec.LANES
-    step_entries = max(1, SPAN_KEYS // padded_block)
+    step_entries = span_entries(padded_block)
     lines, columns = tasks.task_tokens * group, step_entries * padded_block // vec.LANES
     parts = {
         "tokens_at": tasks.task_tokens * 16,

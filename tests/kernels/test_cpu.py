@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from attention_kernels import Row, SegmentPlan, segmented_attention
-from attention_kernels.cpu import launch, threads
+from attention_kernels.cpu import kernel, launch, vectors
+from attention_kernels.cpu.threads import num_workers
 from tests.support.segment_cases import Case, Memory
 
 
@@ -42,7 +45,7 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
         torch.set_num_threads(1)
         expected = attend(case)
         torch.set_num_threads(threads)
-        assert threads.num_workers() == threads
+        assert num_workers() == threads
         results = [attend(case) for _ in range(3)]
     finally:
         torch.set_num_threads(before)
@@ -82,8 +85,8 @@ def test_calls_from_several_python_threads_do_not_mix() -> None:
 def test_without_openmp_one_thread_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     case = batch()
     expected = attend(case)
-    monkeypatch.setattr(threads, "_openmp_parallel", lambda: None)
-    assert threads.num_workers() == 1
+    monkeypatch.setattr("attention_kernels.cpu.threads._openmp_parallel", lambda: None)
+    assert num_workers() == 1
     assert torch.equal(attend(case)[0], expected[0])
 
 
@@ -97,7 +100,7 @@ def test_the_threads_are_torchs_own_and_stay() -> None:
         torch.set_num_threads(4)
         torch.ones(1000, 1000).exp_()
         threads = set(os.listdir("/proc/self/task"))
-        assert threads.num_workers() == 4
+        assert num_workers() == 4
         for problem in (case, small, case):
             attend(problem)
         torch.ones(1000, 1000).exp_()
@@ -115,3 +118,27 @@ def _first_heads(case: Case, number: int) -> dict[str, torch.Tensor]:
 
 def test_warm_up_compiles_the_kernel() -> None:
     launch.warm_up()
+
+
+def test_every_file_of_the_machine_code_is_in_its_key() -> None:
+    """Numba sees the time stamp of the file of `run` only: a change elsewhere must change a key."""
+    folder = Path(kernel.__file__).parent
+    compiled = {
+        path
+        for path in folder.glob("*.py")
+        if re.search(r"^from (numba|llvmlite)\b", path.read_text("utf-8"), re.M)
+    }
+    assert compiled == {*kernel.SOURCES, Path(kernel.__file__)}
+    assert Path(vectors.__file__) in compiled
+
+
+@pytest.mark.parametrize("changed", kernel.SOURCES, ids=lambda path: path.stem)
+def test_a_change_in_any_source_changes_the_key(changed: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / path.name for path in kernel.SOURCES]
+    for copy, path in zip(copies, kernel.SOURCES, strict=True):
+        copy.write_bytes(path.read_bytes())
+    key = kernel.sources_key(copies)
+    assert key == kernel.sources_key(kernel.SOURCES) != 0
+    with (tmp_path / changed.name).open("a") as file:
+        file.write("\n")
+    assert kernel.sources_key(copies) not in (0, key)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from attention_kernels import Row, Segment, SegmentPlan, prefix_sharing, rows_that_share
-from attention_kernels.cpu import launch
+from attention_kernels.cpu import tasks
 from attention_kernels.triton import shared_spans
 from tests.support.providers import PROVIDERS, check, run
 from tests.support.segment_cases import Case, Memory, make_rotary
@@ -24,7 +24,7 @@ with_providers = pytest.mark.parametrize("provider", [p for p in PROVIDERS if p 
 
 @pytest.fixture(autouse=True)
 def short_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "SPAN_KEYS", 32)
+    monkeypatch.setattr(tasks, "SPAN_KEYS", 32)
     monkeypatch.setattr(shared_spans, "SPAN_KEYS", (32,))
 
 
@@ -306,7 +306,7 @@ def test_tiles_of_a_span(most: int, least: int) -> None:
 
 def members(plan: SegmentPlan, group: int) -> list[int]:
     """Rows per task of the CPU provider."""
-    return sorted(launch._cut(plan, group).table[:, 1].tolist())
+    return sorted(tasks.cut(plan, group).table[:, 1].tolist())
 
 
 def test_a_shared_span_is_one_task() -> None:
@@ -323,7 +323,7 @@ def test_below_the_gate_nothing_is_shared(group: int) -> None:
     """Too few rows for their group size take the plain path, bit by bit."""
     memory = Memory(100, 16)
     prefix = memory.segment(96)
-    rows = [Row(1, (prefix, memory.segment(3))) for _ in range(launch.worth_sharing(group) - 1)]
+    rows = [Row(1, (prefix, memory.segment(3))) for _ in range(tasks.worth_sharing(group) - 1)]
     case = memory.case(rows, heads=(2 * group, 2))
     assert set(members(SegmentPlan.build(rows), group)) == {1}
     shared, apart = run(case, "cpu"), run(case, "cpu", plain(case))
