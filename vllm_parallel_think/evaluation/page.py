@@ -59,8 +59,8 @@ def html_page(results: Results, made: Made, axes: Sequence[Axis], plots: Plots) 
 
 def _head(results: Results, made: Made) -> Iterator[str]:
     yield (
-        f"<p>{len(results.answers)} answers, {len(results.methods)} methods, "
-        f"{len(results.sets)} sets. No figure is an average over sets.</p>"
+        f"<p>Answers: {len(results.answers)}; methods: {len(results.methods)}; "
+        f"sets: {len(results.sets)}. No figure is an average over sets.</p>"
     )
     yield "<h2>How it was made</h2>"
     yield f"<pre>{html.escape(chr(10).join(made.commands))}</pre>"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
 from .results import MethodRow, Results
 
@@ -116,7 +116,9 @@ def _draw(axes: Axes, results: Results, set_name: str, axis: Axis, theme: Theme)
         costs += _line(axes, rows, index, method, axis, theme)
     if costs and min(costs) > 0 and max(costs) > WIDE_RANGE * min(costs):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(axis.label)
     axes.set_ylabel("right answers")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
