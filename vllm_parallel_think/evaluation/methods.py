@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..core.config.options import is_ours
+from ..core.config.request_options import is_ours
 from .errors import ExamError
 
 BUILT_IN = Path(__file__).with_name("methods.toml")

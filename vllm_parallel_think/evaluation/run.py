@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..core.config.hogwild_profile import HogwildProfile
-from ..core.config.profile import builtin_profiles, load_profile
+from ..core.config.loading import builtin_profiles, load_profile
 from ..core.fork_join.vote import majority
 from ..core.trace import GrammarError, trace
 from .answers import AnswerFile

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..core.config.options import CONFIG_KEY
+from ..core.config.server_options import CONFIG_KEY
 
 Summary = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_server import completion
-from vllm_parallel_think.core.config.options import REQUEST_KEYS
+from vllm_parallel_think.core.config.request_options import REQUEST_KEYS
 from vllm_parallel_think.evaluation.errors import ExamError
 from vllm_parallel_think.evaluation.methods import BUILT_IN, Method, _read, load_methods
 from vllm_parallel_think.evaluation.schedule import Closing, waves
