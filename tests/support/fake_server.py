@@ -147,6 +147,7 @@ def _handler_of(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             self, status: int, whole: bytes, headers: Mapping[str, str], sent: bytes | None = None
         ) -> None:
             self.send_response(status)
+            self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(whole)))
             for name, value in headers.items():
                 self.send_header(name, value)
