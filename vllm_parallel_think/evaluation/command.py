@@ -128,6 +128,8 @@ async def _examine(options: argparse.Namespace, command: str) -> int:
         load_set(each, num=options.num, where=where, prompt=prompts.get(each.partition(":")[0]))
         for each in options.sets
     ]
+    if len({each.name for each in sets}) < len(sets):
+        raise ExamError("--sets: each set once; a second file of a set needs an --out of its own")
     if not options.run_code and any(each.kind in ("function", "program") for each in sets):
         raise ExamError("answers that are code run only with --run-code: a model wrote them")
     methods = load_methods(options.methods, options.methods_file)

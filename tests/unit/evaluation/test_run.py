@@ -352,6 +352,7 @@ def test_failed_requests_show_in_the_exit_code(exam_file: Path, tmp_path: Path) 
         (["--sets", "gsm8k:none.jsonl"], "none.jsonl"),
         (["--sets", "humaneval:none.jsonl"], "none.jsonl"),
         (["--where", "level=1"], "level"),
+        (["--sets", "orders,orders"], "each set once"),
         (["--base-url", "http://127.0.0.1:9"], "names no model"),
     ],
 )

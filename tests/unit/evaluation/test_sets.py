@@ -7,8 +7,10 @@ import csv
 import gzip
 import json
 import pickle
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +78,25 @@ def test_all_sets_are_covered() -> None:
     assert set(SETS) == {*RECORDS, "gpqa-diamond"} | made
     for name, each in SETS.items():
         assert (each.hub is None) == (name in made)
+
+
+def test_sets_come_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(path: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
+        asked.append((path, config, split))
+        if path == "GAIR/LIMO":
+            raise ConnectionError("no network")
+        return [RECORDS["gsm8k"][0]]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert len(load_set("gsm8k").problems) == 1
+    with pytest.raises(ExamError, match=r"no network.*give limo:FILE"):
+        load_set("limo")
+    assert asked == [("openai/gsm8k", "main", "test"), ("GAIR/LIMO", None, "train")]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ExamError, match=r"\[hub\].*or give gsm8k:FILE"):
+        load_set("gsm8k")
 
 
 @pytest.mark.parametrize("file", ["gpqa_diamond.csv", "gpqa.jsonl"])
