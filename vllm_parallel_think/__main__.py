@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
     command.set_defaults(run=_patches)
+    evaluation.add_commands(commands)
     return parser
 
 

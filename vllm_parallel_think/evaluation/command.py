@@ -12,7 +12,6 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import ExamError
@@ -58,6 +57,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--timeout", type=float, default=600.0, help="seconds of an attempt (default %(default)s)")
     add("--retries", type=int, default=4, help="further attempts (default %(default)s)")
     add("--run-code", action="store_true", help="run what the model writes against tests")
+    command.set_defaults(run=run)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,9 +68,10 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     command.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     command.add_argument("--out", type=Path, help="where to (default: the first DIR)")
+    command.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run a command.
 
     Returns:
@@ -79,8 +80,8 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """
     try:
         if options.command == "report":
-            return _report(options, arguments)
-        return _evaluate(options, arguments)
+            return _report(options)
+        return asyncio.run(_examine(options, _words(options)))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
@@ -95,18 +96,18 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return 130
 
 
-def _report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _words(options: argparse.Namespace) -> str:
+    """Return the command as it was given."""
+    return shlex.join([*PROGRAM.split(), *options.words])
+
+
+def _report(options: argparse.Namespace) -> int:
     from .report import write_report
 
     out = options.out or options.folders[0]
-    for path in write_report(options.folders, out, shlex.join([*PROGRAM.split(), *arguments])):
+    for path in write_report(options.folders, out, _words(options)):
         print(path)
     return 0
-
-
-def _evaluate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    command = shlex.join([*PROGRAM.split(), *arguments])
-    return asyncio.run(_examine(options, command))
 
 
 async def _examine(options: argparse.Namespace, command: str) -> int:
