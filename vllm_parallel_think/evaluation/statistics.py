@@ -88,18 +88,26 @@ def bootstrap(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
     """Return a mean with its BCa interval (Efron, J. Am. Stat. Assoc. 82, 1987).
 
-    Values that are all alike have no bootstrap interval. Shares of 0 and 1 then have Wilson's; for
-    other values it is the value alone.
+    Values that are all alike have no bootstrap interval. As many as Wilson's bound for a share of
+    none may then be different, anywhere in the span: for shares of 0 and 1 that is his interval.
+
+    Args:
+        values: A value for each problem.
+        level: Of the interval.
+        resamples: How many samples are drawn.
+        seed: Of the drawing.
+        span: The least and the greatest that a value can be.
+
     """
     array = np.asarray(values, dtype=np.float64)
     mean = fmean(values)
     if np.all(array == array[0]):
-        low, high = mean, mean
-        if mean in (0.0, 1.0):
-            low, high = wilson(int(mean) * len(values), len(values), level)
+        different = wilson(0, len(values), level)[1]
+        low, high = (mean * (1 - different) + end * different for end in span)
         return Estimate(mean, low, high, len(values))
     means = np.sort(resampled_means(array, resamples, seed))
     normal = NormalDist()
@@ -178,7 +186,7 @@ def compare(first: Scores, second: Scores) -> PairedDifference | None:
     first_only = sum(a and not b for a, b in pairs)
     second_only = sum(b and not a for a, b in pairs)
     return PairedDifference(
-        bootstrap(differences),
+        bootstrap(differences, span=(-1.0, 1.0)),
         sign_flip_p(differences),
         first_only,
         second_only,

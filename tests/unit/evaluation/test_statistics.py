@@ -134,9 +134,22 @@ def test_covers_the_truth_as_often_as_it_says() -> None:
 
 def test_values_that_are_alike_have_wilsons_interval() -> None:
     found = bootstrap([1.0] * 20)
-    assert (found.low, found.high) == wilson(20, 20) and found.low < 0.9
+    assert (found.low, found.high) == pytest.approx(wilson(20, 20)) and found.low < 0.9
+    found = bootstrap([0.0] * 20)
+    assert (found.low, found.high) == pytest.approx(wilson(0, 20))
     found = bootstrap([0.25] * 3)
-    assert (found.low, found.value, found.high) == (0.25, 0.25, 0.25)
+    assert 0 < found.low < 0.25 < found.high < 1
+
+
+def test_differences_that_are_alike_may_go_either_way() -> None:
+    scores = {str(n): {0: True} for n in range(20)}
+    found = compare(scores, scores)
+    assert found is not None
+    bound = wilson(0, 20)[1]
+    assert (found.difference.low, found.difference.high) == pytest.approx((-bound, bound))
+    found = compare(scores, {key: {0: False} for key in scores})
+    assert found is not None
+    assert (found.difference.low, found.difference.high) == pytest.approx((1 - 2 * bound, 1))
 
 
 def test_a_pair_is_compared_on_what_both_answered() -> None:
