@@ -11,6 +11,10 @@ EPOCHS ?= 3
 DRAFTS ?= 4
 SEEDS ?= 10000
 MINUTES ?= 10
+SETS ?= orders
+METHODS ?= chain,vote4
+BUDGETS ?= 512
+OUT ?= build/exam
 PY = $(VENV)/bin/python
 IN_DTYPE = $(if $(DTYPE),--dtype $(DTYPE))
 
@@ -26,11 +30,11 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow fuzz soak test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention judge bench-judge env model clean
+.PHONY: help demo serve test test-slow fuzz soak test-deploy ray-demo dashboard chart-files deploy-tools lint bench bench-parathinker bench-serving bench-hogwild bench-attention exam judge bench-judge env model clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS DTYPE; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; MINUTES for soak; QUICK=1, TUNE=1 for bench-attention"
+	@echo "Variables: VENV PYTHON MODEL; for serve also HOST PORT PROFILE; for judge JUDGE PROBLEMS EPOCHS DTYPE; for bench-judge also DRAFTS NUM CODE CODE_FILE, RUN_CODE=1; SEEDS for fuzz; OUT for exam; MINUTES for soak; QUICK=1, TUNE=1 for bench-attention"
 
 demo: env $(NEEDS_MODEL) ## one question, answered in parallel branches, beside the plain answer
 	@$(PY) deploy/local/demo.py --model $(MODEL)
@@ -112,6 +116,11 @@ bench-hogwild: env $(NEEDS_MODEL) ## workers that see each other, beside one req
 
 bench-attention: env ## attention over a shared prefix; on a GPU all of its measurements
 	$(PY) -m tests.bench.attention $(if $(QUICK),--quick) $(if $(TUNE),--tune)
+
+exam: env ## methods compared on a running server: SETS=gsm8k:FILE METHODS=chain,vote4 BUDGETS=512 NUM=50
+	$(PY) -m vllm_parallel_think evaluate --base-url http://$(HOST):$(PORT) --sets "$(SETS)" \
+		--methods $(METHODS) --budgets $(BUDGETS) $(if $(NUM),--num $(NUM)) --out $(OUT)
+	$(PY) -m vllm_parallel_think report $(OUT)
 
 env: ## the virtual environment with CPU vLLM
 	@$(PYTHON) deploy/local/environment.py --venv $(VENV)

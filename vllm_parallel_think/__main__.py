@@ -1,7 +1,7 @@
 """``vllm-parallel-think``, the same as ``python -m vllm_parallel_think``.
 
 ``trace`` is for people who write a profile or debug a model, ``patches`` for those who want to know
-what of vLLM's is replaced.
+what of vLLM's is replaced, ``evaluate`` and ``report`` for those who compare methods.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .core.config.loading import builtin_profiles, load_profile
 from .core.errors import OptionError, quoted
 from .core.trace import PIECE_RULE, GrammarError, render, render_json, trace
 from .core.vocabulary import Vocabulary
+from .evaluation import command as evaluation
 from .tokenizer import TokenizerVocabulary
 
 
@@ -33,7 +34,8 @@ def _tokenizer(folder: str) -> TokenizerVocabulary:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 if a text breaks its grammar, or 2 for a wrong setting."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(words, argparse.Namespace(words=words))
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
     command.set_defaults(run=_patches)
+    evaluation.add_commands(commands)
     return parser
 
 

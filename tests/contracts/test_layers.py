@@ -88,11 +88,11 @@ LAYERS: dict[str, tuple[str, str]] = {
         "vllm packaging",
     ),
     "plugin": ("configure compat", "vllm"),
-    "__main__": ("core compat tokenizer configure", "transformers"),
+    "__main__": ("core compat tokenizer configure evaluation", "transformers"),
     # Room that is kept.
     "curation": ("core spec_decode", "torch transformers"),
     "training": ("core spec_decode attention_kernels", "torch transformers"),
-    "evaluation": ("core spec_decode attention_kernels", "torch transformers"),
+    "evaluation": ("core spec_decode", "httpx math_verify matplotlib numpy tqdm datasets"),
 }
 
 NEVERS = [
