@@ -46,6 +46,7 @@ STATE = {
     "kv_transfer_params": "where summaries travel",
     # Queues, while a step is chosen; put back at its end.
     "waiting": "newcomers, held back while others wait for blocks",
+    "kv_holding_waiting": "its order, while members of gangs enter first",
     # Model Runner V2's graphs: what a declared patch of `dispatch` chooses from.
     "_candidates": "part of a patch",
     # Not vLLM's but prometheus_client's: values in files, while instruments are made.
