@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--check-every", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=600, help="default: %(default)s")
     args = parser.parse_args()
     llm = make_llm(args.model, {"profile": "hogwild"}, max_model_len=4096)
     options = {
@@ -62,8 +63,9 @@ def main() -> None:
         temperature=0.7,
         seed=args.seed,
         repetition_penalty=1.15,
-        max_tokens=2000,
-        ignore_eos=True,  # a model of this size ends its text at once
+        max_tokens=args.max_tokens,
+        # A model of this size ends its text at once. This lifts the limit of the answer, too.
+        ignore_eos=True,
         extra_args=options,
     )
     chat: Any = [{"role": "user", "content": args.question}]

@@ -14,13 +14,15 @@ import pytest
 from tests.support.server import MODEL_NAME, Server, environment
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
-TOKENS = "24"
+TOKENS = "16"
+
+pytestmark = pytest.mark.timeout(600)  # a model is loaded, or a server starts, on a busy machine
 
 
 def run(*command: str, **changes: str) -> tuple[str, str]:
     """Run a command; return what it printed, on stdout and on stderr."""
     done = subprocess.run(
-        command, env=environment(**changes), capture_output=True, text=True, timeout=240
+        command, env=environment(**changes), capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout, done.stderr
