@@ -88,8 +88,6 @@ class Player:
         self._pending: dict[Node, list[int]] = {}
         self.group.started(self.group.trunk)
 
-    # -- one step ------------------------------------------------------------------------------
-
     def step(self, node: Node) -> None:
         """Run one engine step in which only this branch is scheduled."""
         self.compute(node)
@@ -189,8 +187,6 @@ class Player:
                 self.visible += emission.payload[: emission.keep]
             self.finish = emission.finish
 
-    # -- whole runs ----------------------------------------------------------------------------
-
     def run(self, choose: Callable[[list[Node]], Node] = lambda nodes: nodes[0]) -> Player:
         """Step branches in an order that the caller chooses until the answer is complete."""
         for _ in range(100_000):
@@ -207,8 +203,6 @@ class Player:
                 return self
             self.step(self.running[0])
         raise AssertionError("it never came to that")
-
-    # -- what tests look at --------------------------------------------------------------------
 
     @property
     def text(self) -> str:

@@ -302,9 +302,6 @@ def test_grammar_that_forks_once_goes_on_as_text():
     assert player.text.endswith("In short, a:\n\n1. b\n2. c\n\nend")
 
 
-# -- conclusions that end the answer ---------------------------------------------------------------
-
-
 def with_end(name: str, *tags: str) -> Profile:
     """Return a built-in profile in which these tags end a conclusion, and with it the answer."""
     profile = load_profile(name)

@@ -166,9 +166,6 @@ def test_long_titles_are_counted_as_forced_text_INV4():
     assert player.summary["forks"] == 1, "the widest of them forks"
 
 
-# -- lost K/V and parked branches ------------------------------------------------------------------
-
-
 def test_lost_blocks_are_computed_again_in_order_and_only_when_needed():
     player = Player("multiverse", TOY)
     player.run_until(lambda: len(player.running) == 2)
@@ -237,9 +234,6 @@ def test_paths_copied_by_a_join_are_never_computed_again():
     needed = player.group.blocks_needed
     kept = [node for node in player.group.nodes if not node.retired]
     assert needed == sum(map(player.group.blocks_of, kept)) + 1
-
-
-# -- random schedules ------------------------------------------------------------------------------
 
 
 @RANDOM

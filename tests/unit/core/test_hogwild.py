@@ -22,8 +22,6 @@ from vllm_parallel_think.core.hogwild.prompts import HogwildPrompts
 from vllm_parallel_think.core.hogwild.step_boundary import StepText
 from vllm_parallel_think.core.interface import Finish
 
-# -- recipes ---------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("name", ["hogwild", "hogwild-think"])
 def test_built_in_recipes_load(name: str) -> None:
@@ -75,8 +73,6 @@ def test_an_end_of_several_tokens_is_refused() -> None:
         HogwildPrompts(recipe, chars())
 
 
-# -- requests --------------------------------------------------------------------------------
-
 PROFILES = {"toy": parse_profile(GOOD, "toy.toml"), "multiverse": load_profile("multiverse")}
 
 
@@ -122,9 +118,6 @@ def test_a_server_that_cannot_run_workers_says_why() -> None:
         )
 
 
-# -- where a step ends -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "ends"),
     [
@@ -153,9 +146,6 @@ def test_a_step_ends_at_a_blank_line_behind_a_sentence(text: str, ends: bool) ->
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
         seen = [step.feed(piece) for piece in pieces]
         assert seen[-1] is ends, size
-
-
-# -- what a row sees -------------------------------------------------------------------------
 
 
 def lengths(team: CacheLayout, role: int, live: dict[int, int]) -> list[tuple[int, int, int]]:
@@ -190,9 +180,6 @@ def test_headers_see_the_prompt_and_empty_runs_are_left_out() -> None:
     team = CacheLayout("combined", Run((0,), 10), (), {}, {OTHERS: "h", 0: "a", 1: "b"})
     assert lengths(team, OTHERS, {OTHERS: 3}) == [(ANSWER, 10, 10), (OTHERS, 3, 0)]
     assert [p[0] for p in lengths(team, 0, {OTHERS: 3, 0: 2})] == [ANSWER, OTHERS, 0]
-
-
-# -- the life of a group ---------------------------------------------------------------------
 
 
 def test_steps_are_shown_in_order_of_completion() -> None:

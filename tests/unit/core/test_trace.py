@@ -446,9 +446,6 @@ def test_tags_given_as_token_ids_need_the_tokenizer():
     assert result.summary["paths"] == 2
 
 
-# -- the command -----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def answer(tmp_path):
     file = tmp_path / "answer.txt"

@@ -21,7 +21,9 @@ class GrammarError(Exception):
 
     """
 
-    def __init__(self, reason: str, line: int, column: int, found: str, allowed: Sequence[str]):
+    def __init__(
+        self, reason: str, line: int, column: int, found: str, allowed: Sequence[str]
+    ) -> None:
         self.reason, self.line, self.column = reason, line, column
         self.found, self.allowed = found, tuple(allowed)
         super().__init__(

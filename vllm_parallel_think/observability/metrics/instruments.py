@@ -6,6 +6,7 @@ words of this code; nothing a client sends becomes a label.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,11 +37,15 @@ WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 class Instrument:
     """One metric; its series are created where the front end finds them, each once."""
 
-    def __init__(self, home: Home, kind: type, name: str, text: str, *labels: str, **how: Any):
+    def __init__(
+        self, home: Home, kind: type, name: str, text: str, *labels: str, **how: Any
+    ) -> None:
         self._home = home
         self._children: dict[tuple[str, ...], Any] = {}
         with home.creating():
-            self._metric = kind(name, text, labels, registry=CollectorRegistry(), **how)
+            self._metric = kind(
+                f"vllm_pt_{name}", text, labels, registry=CollectorRegistry(), **how
+            )
 
     def at(self, *labels: str) -> Any:
         """Return one series, created with zero at first."""
@@ -56,10 +61,7 @@ class Instruments:
     """All metrics of one process."""
 
     def __init__(self, home: Home) -> None:
-        def make(kind: type, name: str, text: str, *labels: str, **how: Any) -> Instrument:
-            return Instrument(home, kind, f"vllm_pt_{name}", text, *labels, **how)
-
-        engine, profile = "engine", "profile"
+        make, engine, profile = partial(Instrument, home), "engine", "profile"
         self.info = make(
             Gauge,
             "info",
@@ -137,11 +139,7 @@ class Instruments:
             multiprocess_mode="livesum",
         )
         self.pool_blocks = make(
-            Gauge,
-            "pool_blocks",
-            "KV blocks of the engine.",
-            engine,
-            multiprocess_mode="livesum",
+            Gauge, "pool_blocks", "KV blocks of the engine.", engine, multiprocess_mode="livesum"
         )
         self.fallbacks = make(
             Counter,
