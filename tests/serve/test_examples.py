@@ -59,6 +59,6 @@ def test_curl(server: Server) -> None:
 
 def test_offline(model: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "offline.py"), str(model), "--path-tokens", TOKENS]
-    out, _ = run(*command, "--dtype", "float32", VLLM_LOGGING_LEVEL="WARNING")
+    out, _ = run(*command, "--dtype", "float32", VLLM_LOGGING_STREAM="ext://sys.stderr")
     text, _, last = out.rstrip().rpartition("\n")
     assert_branched(text, json.loads(last))
