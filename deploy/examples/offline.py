@@ -5,6 +5,7 @@
 
 `MODEL` is a folder or a name on the hub. Settings of the server stand in `additional_config`,
 settings of a request in `extra_args`: the same keys that HTTP clients send in `vllm_xargs`.
+vLLM's log is on stdout, too, unless `VLLM_LOGGING_STREAM=ext://sys.stderr` is set.
 """
 
 from __future__ import annotations
