@@ -124,6 +124,9 @@ def test_long_prompt_beside_workers_whose_steps_are_short(tiny_model: Path, tmp_
     while not client.tokens:
         simulation.step()
         steps += 1
+        # A bound is one step's: after the last group's end nobody would lift it.
+        request = simulation.scheduler.requests[client.request_id]
+        assert simulation.scheduler.gangs.most_tokens(request, 1000) == 1000
     assert all(c.finish is None for c in simulation.clients.values())
     rows_of_workers = 3 * 4 * 5
     assert steps <= -(-300 // (128 - rows_of_workers)) + 1

@@ -56,8 +56,6 @@ class GangScheduling:
             Whether a gang waits for room, that newcomers would take.
 
         """
-        self._allowed.clear()
-        self.admitted.clear()
         gangs = sorted((s for s in self._groups if s.is_gang), key=lambda state: state.age)
         gangs = [s for s in gangs if not s.evicted and s.error is None and self._members(s)]
         if not gangs:
@@ -117,6 +115,11 @@ class GangScheduling:
         """Put members that were held back into vLLM's queues: it must know of them."""
         aside, self._aside = self._aside, []
         self._queues.put_back(aside)
+
+    def end_step(self) -> None:
+        """Forget what held for this step: with the last group gone, no later one is aligned."""
+        self._allowed.clear()
+        self.admitted.clear()
 
     def note_strays(self, output: SchedulerOutput) -> None:
         """Count steps that a gang's members did not take together; gang scheduling allows none."""

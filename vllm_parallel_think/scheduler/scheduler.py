@@ -142,6 +142,7 @@ class GroupHooks(Scheduler):
             self.gangs.restore_aside()
             self.gangs.note_strays(output)
             self.preemption.keep_going(output, self.gangs.is_held)
+            self.gangs.end_step()
             return self.message.added_to(output)
 
     def _holds_kv_blocks(self, request: Request) -> bool:
